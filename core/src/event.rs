@@ -1,0 +1,111 @@
+//! Everything that can happen, as one closed list. Names are past tense; what an operator asks for ends in `Requested`.
+//!
+//! Owner: the engine linearises every source into these. Invariant: what an instance says carries its generation.
+//! Absent: what to do about it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cause::Cause;
+use crate::evidence::Evidence;
+use crate::id::{BootId, Generation, InstanceId, MessageId, RequestId, SessionId, Subject, TurnId};
+use crate::record::Idempotency;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A sender's message passed the gate. Legal for any session; makes the session when it is new.
+    MessageSubmitted { request: RequestId, submission: Submission },
+    /// An operator, or the session's owner, asked for something. Answered exactly once.
+    SessionRequested { request: RequestId, session: SessionId, what: SessionRequest, by: Subject },
+    /// A dead letter is to be tried anew, as a new message.
+    RedriveRequested { request: RequestId, dead: DeadLetter, new_id: MessageId, by: Subject },
+    /// A message is to be given up: taken out of the queue, or off the list of dead letters.
+    DropRequested { request: RequestId, session: SessionId, message: MessageId, by: Subject },
+
+    /// The driver executed the bridge.
+    InstanceStarted { instance: InstanceId },
+    /// The driver could not; nothing of the instance exists.
+    InstanceStartFailed { instance: InstanceId, error: String },
+    /// A bridge said hello with a valid token.
+    BridgeAttached { instance: InstanceId, boot: BootId, agent: AgentState, held: Vec<TurnId> },
+    /// The connection of that bridge ended.
+    BridgeDetached { instance: InstanceId, boot: BootId },
+    /// The agent is ready for turns.
+    InstanceReady { instance: InstanceId },
+    /// A piece of a reply: `text` starts at byte `offset` of the turn's text.
+    TurnProgressed { instance: InstanceId, turn: TurnId, offset: u64, text: String },
+    TurnEnded { instance: InstanceId, turn: TurnId, outcome: TurnOutcome },
+    /// The agent declared a reason to stay awake, or renewed it.
+    HoldTaken { instance: InstanceId, name: String, for_ms: u64 },
+    /// The instance is over: nothing of it runs any more. Said by its bridge, or by the driver.
+    InstanceExited { instance: InstanceId, evidence: Evidence },
+
+    /// Time went by: `now` is at or after `Supervisor::next_deadline`.
+    DeadlinePassed,
+}
+
+/// What a sender handed in, with what the store knows of its idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submission {
+    pub id: MessageId,
+    pub session: SessionId,
+    pub subject: Subject,
+    /// The sender may write to any session.
+    pub is_operator: bool,
+    pub text: String,
+    pub idempotency: Option<Idempotency>,
+    /// The message that was accepted under the same key before.
+    pub prior: Option<PriorMessage>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PriorMessage {
+    pub id: MessageId,
+    pub digest: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    pub id: MessageId,
+    pub session: SessionId,
+    pub subject: Subject,
+    pub text: String,
+    pub redriven_as: Option<MessageId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionRequest {
+    Wake,
+    Stop,
+    Restart,
+}
+
+/// How far the bridge's agent is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentState {
+    /// The bridge waits for its welcome before it executes anything.
+    NotLaunched,
+    Starting,
+    Ready,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ended", rename_all = "snake_case")]
+pub enum TurnOutcome {
+    Answered {
+        text: String,
+        /// For adapters that run one process per turn.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+    },
+    Failed {
+        cause: Cause,
+        /// For the operator and the sender; no secrets, no stack of ours.
+        message: String,
+        /// The agent's side says that trying again may help and does no harm.
+        retryable: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i32>,
+    },
+}

@@ -1,0 +1,244 @@
+//! The journal: one row per decision, what happened, from which phase to which, because of what. `why` prints these.
+//!
+//! Owner: `session` writes a decision with every change of phase and every turn. Invariant: a row can be read by a person
+//! who has only the row. Absent: texts of messages and replies, secrets, log lines.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cause::Cause;
+use crate::evidence::{AskedBy, End, Evidence};
+use crate::id::{Generation, MessageId, SessionId, Subject, TurnId};
+use crate::record::StopReason;
+use crate::session::phase::Phase;
+use crate::time::Wall;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    pub session: SessionId,
+    pub generation: Generation,
+    pub at: Wall,
+    pub from: Phase,
+    pub to: Phase,
+    pub because: Because,
+}
+
+/// What a decision rests on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "because", rename_all = "snake_case")]
+pub enum Because {
+    MessagesWait { waiting: usize },
+    WakeRequested { by: Subject },
+    StopRequested { by: Subject },
+    RestartRequested { by: Subject },
+    BecameReady { took_ms: u64 },
+    TurnStarted { turn: TurnId },
+    TurnAnswered { turn: TurnId, took_ms: u64, bytes: u64 },
+    TurnFailed { turn: TurnId, cause: Cause, message: String, retry_at: Option<Wall> },
+    TurnInterrupted { turn: TurnId, excused: bool },
+    MessageBuried { message: MessageId, cause: Cause, attempts: u32 },
+    MessageDropped { message: MessageId, by: Subject },
+    MessageRedriven { dead: MessageId, message: MessageId, by: Subject },
+    WasIdle { idle_ms: u64 },
+    DrainFinished,
+    DrainTimeUp { turn: Option<TurnId> },
+    NotReadyInTime { within_ms: u64 },
+    TurnStuck { turn: TurnId, silent_ms: u64 },
+    TurnTooLong { turn: TurnId, within_ms: u64 },
+    BridgeUnreachable { for_ms: u64 },
+    KillRepeated,
+    BrokeProtocol { what: String },
+    HoldTaken { name: String, for_ms: u64 },
+    StartFailed { error: String, failures: u32, restart_at: Option<Wall> },
+    Exited { summary: ExitSummary, failures: u32, restart_at: Option<Wall> },
+    BackoffEnded,
+    /// The daemon came back and found the session like this.
+    Recovered { waiting: usize },
+    AgentNotConfigured,
+}
+
+/// An exit's facts, short enough for a row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitSummary {
+    pub cause: Option<Cause>,
+    pub end: End,
+    pub asked_by: Option<AskedBy>,
+    pub stop: Option<StopReason>,
+    pub grace_ran_out: bool,
+    pub uptime_ms: Option<u64>,
+    pub oom_kills: Option<u64>,
+}
+
+impl ExitSummary {
+    pub fn of(evidence: &Evidence, cause: Option<Cause>, stop: Option<StopReason>) -> Self {
+        Self {
+            cause,
+            end: evidence.end.clone(),
+            asked_by: evidence.asked_by,
+            stop,
+            grace_ran_out: evidence.grace_ran_out,
+            uptime_ms: evidence.uptime_ms,
+            oom_kills: evidence.oom_kills,
+        }
+    }
+}
+
+/// "1.5 s", "340 ms", "12 min": for people, in the largest fitting unit.
+pub fn human_span(span: Duration) -> String {
+    let millis = span.as_millis();
+    match millis {
+        0..1_000 => format!("{millis} ms"),
+        1_000..60_000 => {
+            let tenths = millis / 100;
+            if tenths.is_multiple_of(10) {
+                format!("{} s", tenths / 10)
+            } else {
+                format!("{}.{} s", tenths / 10, tenths % 10)
+            }
+        }
+        60_000..3_600_000 => two_units(millis / 1_000, 60, "min", "s"),
+        _ => two_units(millis / 60_000, 60, "h", "min"),
+    }
+}
+
+fn two_units(small: u128, per_large: u128, large_name: &str, small_name: &str) -> String {
+    match small % per_large {
+        0 => format!("{} {large_name}", small / per_large),
+        rest => format!("{} {large_name} {rest} {small_name}", small / per_large),
+    }
+}
+
+fn span(ms: u64) -> String {
+    human_span(Duration::from_millis(ms))
+}
+
+fn count(n: usize, one: &str, many: &str) -> String {
+    if n == 1 { format!("1 {one}") } else { format!("{n} {many}") }
+}
+
+impl fmt::Display for Because {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Because::MessagesWait { waiting } => {
+                write!(f, "{} to answer", count(*waiting, "message", "messages"))
+            }
+            Because::WakeRequested { by } => write!(f, "{by} asked to wake it"),
+            Because::StopRequested { by } => write!(f, "{by} asked to stop it"),
+            Because::RestartRequested { by } => write!(f, "{by} asked to restart it"),
+            Because::BecameReady { took_ms } => write!(f, "the agent was ready after {}", span(*took_ms)),
+            Because::TurnStarted { turn } => {
+                write!(f, "{} was handed to the agent, attempt {}", turn.message, turn.attempt)
+            }
+            Because::TurnAnswered { turn, took_ms, bytes } => {
+                write!(f, "{} was answered in {} ({bytes} bytes)", turn.message, span(*took_ms))
+            }
+            Because::TurnFailed { turn, cause, message, retry_at } => {
+                let next = if retry_at.is_some() { "; it will be tried again" } else { "" };
+                write!(f, "{} failed [{cause}]: {message}{next}", turn.message)
+            }
+            Because::TurnInterrupted { turn, excused } => {
+                let counted = if *excused { "not counted" } else { "counted" };
+                write!(f, "{} was cut short; attempt {} is {counted}", turn.message, turn.attempt)
+            }
+            Because::MessageBuried { message, cause, attempts } => {
+                let tries = count(*attempts as usize, "attempt", "attempts");
+                write!(f, "{message} was dead-lettered after {tries} [{cause}]")
+            }
+            Because::MessageDropped { message, by } => write!(f, "{by} dropped {message}"),
+            Because::MessageRedriven { dead, message, by } => {
+                write!(f, "{by} redrove {dead} as {message}")
+            }
+            Because::WasIdle { idle_ms } => write!(f, "nothing needed it for {}", span(*idle_ms)),
+            Because::DrainFinished => f.write_str("its turn is finished"),
+            Because::DrainTimeUp { turn: Some(turn) } => {
+                write!(f, "{} did not finish within the drain time", turn.message)
+            }
+            Because::DrainTimeUp { turn: None } => f.write_str("the drain time is over"),
+            Because::NotReadyInTime { within_ms } => {
+                write!(f, "it was not ready within {}", span(*within_ms))
+            }
+            Because::TurnStuck { turn, silent_ms } => {
+                write!(f, "{} showed no progress for {}", turn.message, span(*silent_ms))
+            }
+            Because::TurnTooLong { turn, within_ms } => {
+                write!(f, "{} took longer than {}", turn.message, span(*within_ms))
+            }
+            Because::BridgeUnreachable { for_ms } => {
+                write!(f, "its bridge was not connected for {}", span(*for_ms))
+            }
+            Because::KillRepeated => f.write_str("its end was not confirmed; killed again"),
+            Because::BrokeProtocol { what } => write!(f, "its bridge broke the protocol: {what}"),
+            Because::HoldTaken { name, for_ms } => {
+                write!(f, "the agent asked to stay awake for {} ({name})", span(*for_ms))
+            }
+            Because::StartFailed { error, failures, restart_at } => {
+                write!(f, "it could not be started: {error}")?;
+                restart(f, *failures, restart_at.is_some())
+            }
+            Because::Exited { summary, failures, restart_at } => {
+                write!(f, "{summary}")?;
+                restart(f, *failures, restart_at.is_some())
+            }
+            Because::BackoffEnded => f.write_str("the pause before the next start is over"),
+            Because::Recovered { waiting } => {
+                let messages = count(*waiting, "message", "messages");
+                write!(f, "the daemon came back and found {messages} waiting")
+            }
+            Because::AgentNotConfigured => f.write_str("its agent is not in the config any more"),
+        }
+    }
+}
+
+fn restart(f: &mut fmt::Formatter<'_>, failures: u32, later: bool) -> fmt::Result {
+    if later {
+        write!(f, "; failure {failures} in a row, so the next start has to wait")?;
+    }
+    Ok(())
+}
+
+impl fmt::Display for ExitSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.end {
+            End::Exited { code } => write!(f, "the agent ended with exit code {code}")?,
+            End::Signaled { signal } => write!(f, "the agent was ended by signal {signal}")?,
+            End::LaunchFailed { error } => write!(f, "the agent could not be executed: {error}")?,
+            End::NeverLaunched => f.write_str("the instance ended before its agent was executed")?,
+            End::BridgeLost => f.write_str("the bridge was gone without a report")?,
+        }
+        if let Some(uptime_ms) = self.uptime_ms {
+            write!(f, " after {}", span(uptime_ms))?;
+        }
+        if let Some(stop) = self.stop {
+            write!(f, ", as asked ({})", stop_words(stop))?;
+        } else if self.asked_by == Some(AskedBy::OrphanLimit) {
+            f.write_str(", because no daemon came back for it")?;
+        } else if self.asked_by == Some(AskedBy::Signal) {
+            f.write_str(", because its bridge was told to end by a signal from outside")?;
+        }
+        if self.grace_ran_out {
+            f.write_str(", killed when its grace ran out")?;
+        }
+        if let Some(kills) = self.oom_kills.filter(|kills| *kills > 0) {
+            write!(f, "; out-of-memory kills counted: {kills}")?;
+        }
+        match self.cause {
+            Some(cause) => write!(f, " [{cause}]"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn stop_words(stop: StopReason) -> &'static str {
+    match stop {
+        StopReason::Idle => "idle",
+        StopReason::OperatorStop => "stop",
+        StopReason::OperatorRestart => "restart",
+        StopReason::StartTimeout => "not ready in time",
+        StopReason::TurnStuck => "turn stuck",
+        StopReason::TurnTooLong => "turn too long",
+        StopReason::BridgeUnreachable => "bridge unreachable",
+        StopReason::ProtocolFault => "protocol fault",
+    }
+}

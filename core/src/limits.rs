@@ -1,0 +1,45 @@
+//! Every bound, with the relations between them asserted at compile time.
+//!
+//! Owner: this file. A bound that users may set has its default in `policy`; what stands here is the hard edge of it.
+//! Source: FAULTS.md, "Bad input". A queue refuses at the gate, never at commit.
+
+use std::time::Duration;
+
+pub const AGENT_NAME_BYTES_MAX: usize = 64;
+pub const SESSION_KEY_BYTES_MAX: usize = 128;
+pub const SUBJECT_BYTES_MAX: usize = 128;
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+
+/// One message's text, and with it one HTTP body or WebSocket message.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
+pub const QUEUE_MESSAGES_MAX: usize = 1_000;
+pub const QUEUE_BYTES_MAX: u64 = 64 << 20;
+
+/// One reply's whole text; a longer one ends its turn as `reply_too_large`.
+pub const REPLY_BYTES_MAX: usize = 16 << 20;
+/// One streamed piece of a reply.
+pub const DELTA_BYTES_MAX: usize = 64 << 10;
+
+pub const ATTEMPTS_MAX: u32 = 5;
+/// Named holds that one instance may have at a time.
+pub const HOLDS_MAX: usize = 64;
+pub const HOLD_NAME_BYTES_MAX: usize = 128;
+/// The longest that one hold lasts without being renewed.
+pub const HOLD_SPAN_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// Log lines kept with an exit, so that they are there when the logs are gone.
+pub const LOG_TAIL_BYTES_MAX: usize = 16 << 10;
+/// Journal rows kept per session; older ones go first.
+pub const JOURNAL_ROWS_PER_SESSION: u64 = 1_000;
+/// How long an idempotency key is remembered (FAULTS I4: at least 24 h).
+pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(25 * 60 * 60);
+
+/// How long after the stop grace the bridge may take to report before the driver kills everything.
+pub const STOP_REPORT_MARGIN: Duration = Duration::from_secs(5);
+/// How often a kill whose exit was not confirmed is repeated.
+pub const KILL_REPEAT_AFTER: Duration = Duration::from_secs(10);
+
+const _: () = assert!(MESSAGE_BYTES_MAX as u64 <= QUEUE_BYTES_MAX);
+const _: () = assert!(DELTA_BYTES_MAX <= REPLY_BYTES_MAX);
+const _: () = assert!(LOG_TAIL_BYTES_MAX < MESSAGE_BYTES_MAX);
+const _: () = assert!(ATTEMPTS_MAX >= 1);

@@ -1,0 +1,73 @@
+//! What an operator may set for an agent and for the node, as plain values.
+//!
+//! Owner: `daemon::config` builds them; core only reads them. Absent: parsing, units, file names.
+
+use std::time::Duration;
+
+use crate::limits;
+
+/// Whether a turn whose outcome is unknown may be run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetrySafety {
+    /// Run it again, up to `attempts` (the default).
+    Safe,
+    /// Never repeat by itself: the message is dead-lettered as `ambiguous` and the sender asked.
+    Ask,
+}
+
+/// One agent's limits. Every duration is a clock in `watchdog` or `hold`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentPolicy {
+    /// Idle this long after the last activity, with no hold, turn or queued message: stopped.
+    pub stop_after: Duration,
+    /// From the start command to ready.
+    pub ready_within: Duration,
+    /// A turn without any progress for this long is stuck, unless a hold covers it.
+    pub stuck_after: Duration,
+    /// The whole of one turn, whatever progress it claims.
+    pub turn_within: Duration,
+    /// Deliveries of one message before it is dead-lettered.
+    pub attempts: u32,
+    pub retry: RetrySafety,
+    /// A running turn's budget when the session is asked to stop or restart.
+    pub drain_within: Duration,
+    /// Between asking the agent to end and killing it.
+    pub stop_grace: Duration,
+    /// How long an instance may be without a connected bridge.
+    pub reattach_within: Duration,
+}
+
+impl Default for AgentPolicy {
+    fn default() -> Self {
+        Self {
+            stop_after: Duration::from_secs(30 * 60),
+            ready_within: Duration::from_secs(2 * 60),
+            stuck_after: Duration::from_secs(10 * 60),
+            turn_within: Duration::from_secs(6 * 60 * 60),
+            attempts: 3,
+            retry: RetrySafety::Safe,
+            drain_within: Duration::from_secs(5 * 60),
+            stop_grace: Duration::from_secs(10),
+            reattach_within: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What the node as a whole allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodePolicy {
+    /// Instances between start command and ready at one time; the rest wait in line, oldest first.
+    pub starts_at_once: usize,
+    pub queue_messages_max: usize,
+    pub queue_bytes_max: u64,
+}
+
+impl Default for NodePolicy {
+    fn default() -> Self {
+        Self {
+            starts_at_once: 4,
+            queue_messages_max: limits::QUEUE_MESSAGES_MAX,
+            queue_bytes_max: limits::QUEUE_BYTES_MAX,
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What the store keeps, in the words of the core: session rows, messages, queue states, exits.
+//!
+//! Owner: `command::Write` carries these out; `Supervisor::load` takes them back in.
+//! Invariant: state after a restart is a function of these records and of what the driver lists, of nothing else (FAULTS
+//! I22). Absent: SQL, file names, monotonic times.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cause::Cause;
+use crate::evidence::Evidence;
+use crate::id::{Generation, MessageId, SessionId, Subject};
+use crate::session::phase::Phase;
+use crate::time::Wall;
+
+/// A session's row. A sleeping session is this and nothing in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRecord {
+    pub id: SessionId,
+    pub subject: Subject,
+    pub created_at: Wall,
+    pub phase: Phase,
+    /// The newest start's number; 0 before the first.
+    pub generation: Generation,
+    /// Failed lives in a row, since the last answer.
+    pub failures: u32,
+    /// In `Phase::Backoff`: when the next start is due.
+    pub backoff_until: Option<Wall>,
+    /// Why the live instance is being stopped, in `Phase::Draining` and `Phase::Stopping`.
+    pub stop: Option<StopReason>,
+    /// Start it (again) although no message waits: an operator asked.
+    pub wake_wanted: bool,
+    /// How long the last successful start took, for estimates.
+    pub start_took_ms: Option<u64>,
+}
+
+/// Why an instance is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    Idle,
+    OperatorStop,
+    OperatorRestart,
+    StartTimeout,
+    TurnStuck,
+    TurnTooLong,
+    BridgeUnreachable,
+    /// The bridge broke the frames' order; a new instance is safer than a guess.
+    ProtocolFault,
+}
+
+impl StopReason {
+    /// The cause, where this stop is a failure of the instance and not a wish of somebody.
+    pub fn failure(self) -> Option<Cause> {
+        match self {
+            StopReason::Idle | StopReason::OperatorStop | StopReason::OperatorRestart => None,
+            StopReason::StartTimeout => Some(Cause::StartTimeout),
+            StopReason::TurnStuck => Some(Cause::TurnStuck),
+            StopReason::TurnTooLong => Some(Cause::TurnTooLong),
+            StopReason::BridgeUnreachable => Some(Cause::BridgeUnreachable),
+            StopReason::ProtocolFault => Some(Cause::ProtocolFault),
+        }
+    }
+}
+
+/// A message as accepted. Its id is its place in the order of acceptance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageRecord {
+    pub id: MessageId,
+    pub session: SessionId,
+    pub subject: Subject,
+    pub text: String,
+    pub accepted_at: Wall,
+    pub idempotency: Option<Idempotency>,
+    /// The dead letter that this message tries anew.
+    pub redrive_of: Option<MessageId>,
+}
+
+/// The sender's key, and what it stood for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    pub key: String,
+    /// SHA-256 of the session and the body, so that the same key with another body is a conflict.
+    pub digest: String,
+}
+
+/// Where a message stands. The last three are terminal and absorbing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MessageState {
+    Pending,
+    Leased,
+    Answered,
+    Dead,
+    Cancelled,
+}
+
+/// One queued message, as much of it as the core keeps in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    pub message: MessageId,
+    pub bytes: u32,
+    /// Deliveries so far; also the number of the newest attempt.
+    pub attempts: u32,
+    /// Those of `attempts` that Dormouse itself cut short, which are not held against the message.
+    pub excused: u32,
+    /// The generation that has it now.
+    pub leased_to: Option<Generation>,
+    /// Not to be delivered again before this.
+    pub not_before: Option<Wall>,
+}
+
+/// What the store holds of one session: enough to go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredSession {
+    pub record: SessionRecord,
+    /// Pending and leased ones, in order of acceptance.
+    pub deliveries: Vec<Delivery>,
+}
+
+/// One ended instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    pub session: SessionId,
+    pub generation: Generation,
+    pub at: Wall,
+    pub phase: Phase,
+    /// `None`: it ended as it was asked to.
+    pub cause: Option<Cause>,
+    pub message_in_flight: Option<MessageId>,
+    pub evidence: Evidence,
+}
