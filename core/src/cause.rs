@@ -106,7 +106,9 @@ impl Cause {
             Cause::BridgeUnreachable => "the agent could not be reached any more",
             Cause::StoppedDuringTurn => "the agent was stopped before it had finished",
             Cause::AttemptsExhausted => "it was tried as often as is allowed, without an answer",
-            Cause::Ambiguous => "it may or may not have been done, and must not be repeated unasked",
+            Cause::Ambiguous => {
+                "it may or may not have been done, and must not be repeated unasked"
+            }
             Cause::AgentError => "the agent said that it failed",
             Cause::ProtocolFault => "the agent's answer could not be understood",
             Cause::ReplyTooLarge => "the agent's answer was longer than can be kept",

@@ -65,6 +65,12 @@ pub enum Write {
         message: MessageId,
         new_id: MessageId,
     },
+    /// Off the list of dead letters; the message stays dead.
+    DropDeadLetter {
+        message: MessageId,
+        at: Wall,
+        by: Subject,
+    },
     InsertExit(ExitRecord),
     InsertDecision(Decision),
 }
@@ -100,23 +106,51 @@ pub struct Notice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
     /// Behind `ahead` other messages of the session.
-    Queued { ahead: usize },
+    Queued {
+        ahead: usize,
+    },
     /// The agent is being started; `estimate` from measured starts, if there are any.
-    Waking { estimate: Option<Duration> },
+    Waking {
+        estimate: Option<Duration>,
+    },
     /// The agent will be started once `ahead` other starts have been.
-    InLine { ahead: usize },
+    InLine {
+        ahead: usize,
+    },
     /// Handed to the agent.
-    Delivered { attempt: u32 },
+    Delivered {
+        attempt: u32,
+    },
     /// A piece of the reply of that attempt; `offset` counts bytes from the reply's start.
-    Delta { attempt: u32, offset: u64, text: String },
+    Delta {
+        attempt: u32,
+        offset: u64,
+        text: String,
+    },
     /// No progress for `silent`, not yet given up.
-    Slow { silent: Duration },
+    Slow {
+        silent: Duration,
+    },
     /// The attempt failed; the next is due at `at`.
-    Retrying { attempt: u32, at: Wall, cause: Cause },
+    Retrying {
+        attempt: u32,
+        at: Wall,
+        cause: Cause,
+    },
     /// The agent could not be kept alive; the next start is due at `at`.
-    WaitingToRestart { at: Wall, cause: Cause },
-    Answered { attempt: u32, text: String, exit_code: Option<i32> },
-    Dead { cause: Cause, detail: String },
+    WaitingToRestart {
+        at: Wall,
+        cause: Cause,
+    },
+    Answered {
+        attempt: u32,
+        text: String,
+        exit_code: Option<i32>,
+    },
+    Dead {
+        cause: Cause,
+        detail: String,
+    },
     Cancelled,
 }
 
@@ -124,9 +158,14 @@ pub enum News {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// Durable. `position` 0 means that it is next, or already with the agent.
-    Accepted { message: MessageId, position: usize },
+    Accepted {
+        message: MessageId,
+        position: usize,
+    },
     /// Accepted earlier under the same idempotency key.
-    Duplicate { message: MessageId },
+    Duplicate {
+        message: MessageId,
+    },
     Requested(RequestOutcome),
     Refused(Refusal),
 }
@@ -135,7 +174,9 @@ pub enum Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestOutcome {
     /// `waiting` messages will wake the agent again after a stop.
-    Accepted { waiting: usize },
+    Accepted {
+        waiting: usize,
+    },
     Ignored(IgnoredBecause),
     Denied(DeniedBecause),
 }

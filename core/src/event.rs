@@ -7,40 +7,134 @@ use serde::{Deserialize, Serialize};
 
 use crate::cause::Cause;
 use crate::evidence::Evidence;
-use crate::id::{BootId, Generation, InstanceId, MessageId, RequestId, SessionId, Subject, TurnId};
+use crate::id::{BootId, InstanceId, MessageId, RequestId, SessionId, Subject, TurnId};
 use crate::record::Idempotency;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A sender's message passed the gate. Legal for any session; makes the session when it is new.
-    MessageSubmitted { request: RequestId, submission: Submission },
+    MessageSubmitted {
+        request: RequestId,
+        submission: Submission,
+    },
     /// An operator, or the session's owner, asked for something. Answered exactly once.
-    SessionRequested { request: RequestId, session: SessionId, what: SessionRequest, by: Subject },
+    SessionRequested {
+        request: RequestId,
+        session: SessionId,
+        what: SessionRequest,
+        by: Subject,
+    },
     /// A dead letter is to be tried anew, as a new message.
-    RedriveRequested { request: RequestId, dead: DeadLetter, new_id: MessageId, by: Subject },
-    /// A message is to be given up: taken out of the queue, or off the list of dead letters.
-    DropRequested { request: RequestId, session: SessionId, message: MessageId, by: Subject },
+    RedriveRequested {
+        request: RequestId,
+        dead: DeadLetter,
+        new_id: MessageId,
+        by: Subject,
+    },
+    /// A message is to be given up: taken out of the queue or, where the store says `is_dead`, off the list of dead
+    /// letters.
+    DropRequested {
+        request: RequestId,
+        session: SessionId,
+        message: MessageId,
+        is_dead: bool,
+        by: Subject,
+    },
 
     /// The driver executed the bridge.
-    InstanceStarted { instance: InstanceId },
+    InstanceStarted {
+        instance: InstanceId,
+    },
     /// The driver could not; nothing of the instance exists.
-    InstanceStartFailed { instance: InstanceId, error: String },
+    InstanceStartFailed {
+        instance: InstanceId,
+        error: String,
+    },
     /// A bridge said hello with a valid token.
-    BridgeAttached { instance: InstanceId, boot: BootId, agent: AgentState, held: Vec<TurnId> },
+    BridgeAttached {
+        instance: InstanceId,
+        boot: BootId,
+        agent: AgentState,
+        held: Vec<TurnId>,
+    },
     /// The connection of that bridge ended.
-    BridgeDetached { instance: InstanceId, boot: BootId },
+    BridgeDetached {
+        instance: InstanceId,
+        boot: BootId,
+    },
     /// The agent is ready for turns.
-    InstanceReady { instance: InstanceId },
+    InstanceReady {
+        instance: InstanceId,
+    },
     /// A piece of a reply: `text` starts at byte `offset` of the turn's text.
-    TurnProgressed { instance: InstanceId, turn: TurnId, offset: u64, text: String },
-    TurnEnded { instance: InstanceId, turn: TurnId, outcome: TurnOutcome },
+    TurnProgressed {
+        instance: InstanceId,
+        turn: TurnId,
+        offset: u64,
+        text: String,
+    },
+    TurnEnded {
+        instance: InstanceId,
+        turn: TurnId,
+        outcome: TurnOutcome,
+    },
     /// The agent declared a reason to stay awake, or renewed it.
-    HoldTaken { instance: InstanceId, name: String, for_ms: u64 },
+    HoldTaken {
+        instance: InstanceId,
+        name: String,
+        for_ms: u64,
+    },
     /// The instance is over: nothing of it runs any more. Said by its bridge, or by the driver.
-    InstanceExited { instance: InstanceId, evidence: Evidence },
+    InstanceExited {
+        instance: InstanceId,
+        evidence: Evidence,
+    },
 
     /// Time went by: `now` is at or after `Supervisor::next_deadline`.
     DeadlinePassed,
+}
+
+impl Event {
+    /// The session that this is about. The engine loads it before it hands the event over.
+    pub fn session(&self) -> Option<&SessionId> {
+        match self {
+            Event::MessageSubmitted { submission, .. } => Some(&submission.session),
+            Event::RedriveRequested { dead, .. } => Some(&dead.session),
+            Event::SessionRequested { session, .. } | Event::DropRequested { session, .. } => {
+                Some(session)
+            }
+            Event::InstanceStarted { .. }
+            | Event::InstanceStartFailed { .. }
+            | Event::BridgeAttached { .. }
+            | Event::BridgeDetached { .. }
+            | Event::InstanceReady { .. }
+            | Event::TurnProgressed { .. }
+            | Event::TurnEnded { .. }
+            | Event::HoldTaken { .. }
+            | Event::InstanceExited { .. } => self.instance().map(|instance| &instance.session),
+            Event::DeadlinePassed => None,
+        }
+    }
+
+    /// The instance that says this, or of which it is said.
+    pub fn instance(&self) -> Option<&InstanceId> {
+        match self {
+            Event::InstanceStarted { instance }
+            | Event::InstanceStartFailed { instance, .. }
+            | Event::BridgeAttached { instance, .. }
+            | Event::BridgeDetached { instance, .. }
+            | Event::InstanceReady { instance }
+            | Event::TurnProgressed { instance, .. }
+            | Event::TurnEnded { instance, .. }
+            | Event::HoldTaken { instance, .. }
+            | Event::InstanceExited { instance, .. } => Some(instance),
+            Event::MessageSubmitted { .. }
+            | Event::SessionRequested { .. }
+            | Event::RedriveRequested { .. }
+            | Event::DropRequested { .. }
+            | Event::DeadlinePassed => None,
+        }
+    }
 }
 
 /// What a sender handed in, with what the store knows of its idempotency key.

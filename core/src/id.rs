@@ -138,9 +138,9 @@ fn agent_name_is_valid(text: &str) -> bool {
 
 fn session_key_is_valid(text: &str) -> bool {
     (1..=limits::SESSION_KEY_BYTES_MAX).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| matches!(b, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b':' | b'-'))
+        && text.bytes().all(
+            |b| matches!(b, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b':' | b'-'),
+        )
 }
 
 fn session_id_is_valid(text: &str) -> bool {
@@ -156,7 +156,9 @@ fn subject_is_valid(text: &str) -> bool {
 }
 
 /// The number of a start of a session's agent: the fencing token. Strictly increasing per session, from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
+)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
 
@@ -251,7 +253,8 @@ impl FromStr for TurnId {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
         let (message, attempt) = text.split_once('.').ok_or(IdError::TurnId)?;
-        let attempt_is_plain = attempt.bytes().all(|b| b.is_ascii_digit()) && !attempt.starts_with('0');
+        let attempt_is_plain =
+            attempt.bytes().all(|b| b.is_ascii_digit()) && !attempt.starts_with('0');
         let attempt = attempt.parse().map_err(|_| IdError::TurnId)?;
         if !attempt_is_plain {
             return Err(IdError::TurnId);
@@ -328,7 +331,19 @@ mod tests {
     #[test]
     fn hostile_session_ids_are_refused() {
         let long = format!("a/{}", "k".repeat(129));
-        for text in ["", "python", "/k", "python/", "py thon/k", "a/b/c", "a/\u{e9}", "A/k", "-a/k", "a/k\0", &long] {
+        for text in [
+            "",
+            "python",
+            "/k",
+            "python/",
+            "py thon/k",
+            "a/b/c",
+            "a/\u{e9}",
+            "A/k",
+            "-a/k",
+            "a/k\0",
+            &long,
+        ] {
             assert!(text.parse::<SessionId>().is_err(), "{text:?} was taken");
         }
         assert!(format!("a/{}", "k".repeat(128)).parse::<SessionId>().is_ok());

@@ -29,33 +29,99 @@ pub struct Decision {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "snake_case")]
 pub enum Because {
-    MessagesWait { waiting: usize },
-    WakeRequested { by: Subject },
-    StopRequested { by: Subject },
-    RestartRequested { by: Subject },
-    BecameReady { took_ms: u64 },
-    TurnStarted { turn: TurnId },
-    TurnAnswered { turn: TurnId, took_ms: u64, bytes: u64 },
-    TurnFailed { turn: TurnId, cause: Cause, message: String, retry_at: Option<Wall> },
-    TurnInterrupted { turn: TurnId, excused: bool },
-    MessageBuried { message: MessageId, cause: Cause, attempts: u32 },
-    MessageDropped { message: MessageId, by: Subject },
-    MessageRedriven { dead: MessageId, message: MessageId, by: Subject },
-    WasIdle { idle_ms: u64 },
+    MessagesWait {
+        waiting: usize,
+    },
+    WakeRequested {
+        by: Subject,
+    },
+    /// No message waits; an earlier request to wake or restart is being met.
+    WakeWanted,
+    StopRequested {
+        by: Subject,
+    },
+    RestartRequested {
+        by: Subject,
+    },
+    BecameReady {
+        took_ms: u64,
+    },
+    TurnStarted {
+        turn: TurnId,
+    },
+    TurnAnswered {
+        turn: TurnId,
+        took_ms: u64,
+        bytes: u64,
+    },
+    TurnFailed {
+        turn: TurnId,
+        cause: Cause,
+        message: String,
+        retry_at: Option<Wall>,
+    },
+    TurnInterrupted {
+        turn: TurnId,
+        excused: bool,
+    },
+    MessageBuried {
+        message: MessageId,
+        cause: Cause,
+        attempts: u32,
+    },
+    MessageDropped {
+        message: MessageId,
+        by: Subject,
+    },
+    MessageRedriven {
+        dead: MessageId,
+        message: MessageId,
+        by: Subject,
+    },
+    WasIdle {
+        idle_ms: u64,
+    },
     DrainFinished,
-    DrainTimeUp { turn: Option<TurnId> },
-    NotReadyInTime { within_ms: u64 },
-    TurnStuck { turn: TurnId, silent_ms: u64 },
-    TurnTooLong { turn: TurnId, within_ms: u64 },
-    BridgeUnreachable { for_ms: u64 },
+    DrainTimeUp {
+        turn: Option<TurnId>,
+    },
+    NotReadyInTime {
+        within_ms: u64,
+    },
+    TurnStuck {
+        turn: TurnId,
+        silent_ms: u64,
+    },
+    TurnTooLong {
+        turn: TurnId,
+        within_ms: u64,
+    },
+    BridgeUnreachable {
+        for_ms: u64,
+    },
     KillRepeated,
-    BrokeProtocol { what: String },
-    HoldTaken { name: String, for_ms: u64 },
-    StartFailed { error: String, failures: u32, restart_at: Option<Wall> },
-    Exited { summary: ExitSummary, failures: u32, restart_at: Option<Wall> },
+    BrokeProtocol {
+        what: String,
+    },
+    HoldTaken {
+        name: String,
+        for_ms: u64,
+    },
+    StartFailed {
+        error: String,
+        failures: u32,
+        restart_at: Option<Wall>,
+    },
+    Exited {
+        summary: ExitSummary,
+        failures: u32,
+        restart_at: Option<Wall>,
+    },
     BackoffEnded,
     /// The daemon came back and found the session like this.
-    Recovered { waiting: usize },
+    Recovered {
+        waiting: usize,
+    },
     AgentNotConfigured,
 }
 
@@ -125,9 +191,12 @@ impl fmt::Display for Because {
                 write!(f, "{} to answer", count(*waiting, "message", "messages"))
             }
             Because::WakeRequested { by } => write!(f, "{by} asked to wake it"),
+            Because::WakeWanted => f.write_str("it was asked for"),
             Because::StopRequested { by } => write!(f, "{by} asked to stop it"),
             Because::RestartRequested { by } => write!(f, "{by} asked to restart it"),
-            Because::BecameReady { took_ms } => write!(f, "the agent was ready after {}", span(*took_ms)),
+            Because::BecameReady { took_ms } => {
+                write!(f, "the agent was ready after {}", span(*took_ms))
+            }
             Because::TurnStarted { turn } => {
                 write!(f, "{} was handed to the agent, attempt {}", turn.message, turn.attempt)
             }
@@ -204,7 +273,9 @@ impl fmt::Display for ExitSummary {
             End::Exited { code } => write!(f, "the agent ended with exit code {code}")?,
             End::Signaled { signal } => write!(f, "the agent was ended by signal {signal}")?,
             End::LaunchFailed { error } => write!(f, "the agent could not be executed: {error}")?,
-            End::NeverLaunched => f.write_str("the instance ended before its agent was executed")?,
+            End::NeverLaunched => {
+                f.write_str("the instance ended before its agent was executed")?
+            }
             End::BridgeLost => f.write_str("the bridge was gone without a report")?,
         }
         if let Some(uptime_ms) = self.uptime_ms {

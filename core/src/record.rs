@@ -31,6 +31,8 @@ pub struct SessionRecord {
     pub wake_wanted: bool,
     /// How long the last successful start took, for estimates.
     pub start_took_ms: Option<u64>,
+    /// Why the newest of those `failures` failed.
+    pub last_failure: Option<Cause>,
 }
 
 /// Why an instance is asked to end.

@@ -1,0 +1,442 @@
+//! One session: its phase, its queue, its one instance. See `phase` for the diagram.
+//!
+//! One file per verb: `start` (until the agent is ready) · `turn` (messages and replies) · `drain` (asked to stop) ·
+//! `exit` (what a death means). This file holds the state, the phase × event table, and the deadlines.
+//!
+//! Owner: `Supervisor`. Invariants, asserted after every event: an instance exists exactly in the phases that have one; a
+//! message is leased exactly while a turn runs; a turn runs only on a ready instance.
+//! Absent: other sessions, admission of starts, IO.
+
+pub mod phase;
+
+mod drain;
+mod exit;
+mod start;
+mod turn;
+
+use std::time::Duration;
+
+use crate::cause::Cause;
+use crate::command::{Effects, Write};
+use crate::event::Event;
+use crate::hold::Holds;
+use crate::id::{BootId, Generation, InstanceId, SessionId, Subject, TurnId};
+use crate::journal::{Because, Decision};
+use crate::policy::{AgentPolicy, NodePolicy};
+use crate::queue::Queue;
+use crate::record::{SessionRecord, StopReason, StoredSession};
+use crate::time::{Monotonic, Now, Wall, millis};
+use crate::watchdog::{ProgressClock, ProgressLimits};
+use phase::Phase;
+
+#[derive(Debug)]
+pub struct Session {
+    id: SessionId,
+    subject: Subject,
+    created_at: Wall,
+    phase: Phase,
+    generation: Generation,
+    failures: u32,
+    last_failure: Option<Cause>,
+    backoff: Option<Due>,
+    wake_wanted: bool,
+    start_took: Option<Duration>,
+    queue: Queue,
+    /// When the head, after a failed attempt, may be tried again.
+    retry: Option<Monotonic>,
+    instance: Option<Box<Instance>>,
+    /// The store has a row of it.
+    is_stored: bool,
+    /// The row differs from this.
+    dirty: bool,
+}
+
+/// A moment on both clocks: decided by the one, told by the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Due {
+    at: Monotonic,
+    at_wall: Wall,
+}
+
+/// One life of the agent, as far as the daemon knows.
+#[derive(Debug)]
+struct Instance {
+    started_at: Monotonic,
+    ready_at: Option<Monotonic>,
+    boot: Option<BootId>,
+    link: Link,
+    last_activity: Monotonic,
+    turn: Option<Turn>,
+    holds: Holds,
+    drain_since: Option<Monotonic>,
+    stop: Option<Stop>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Attached,
+    Detached { since: Monotonic },
+}
+
+#[derive(Debug)]
+struct Turn {
+    id: TurnId,
+    clock: ProgressClock,
+    /// Bytes of its text that were passed on.
+    bytes: u64,
+    slow_was_told: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Stop {
+    reason: StopReason,
+    /// When the next kill is due, if no exit was seen by then.
+    kill_at: Monotonic,
+}
+
+/// What a handler may see and push.
+pub(crate) struct Context<'a> {
+    pub(crate) now: Now,
+    pub(crate) policy: &'a AgentPolicy,
+    /// The agent is in the config.
+    pub(crate) is_configured: bool,
+    pub(crate) node: &'a NodePolicy,
+    /// How long starts of this agent took lately.
+    pub(crate) start_estimate: Option<Duration>,
+    pub(crate) effects: &'a mut Effects,
+}
+
+impl Session {
+    pub(crate) fn new(id: SessionId, subject: Subject, now: Now) -> Self {
+        Self {
+            id,
+            subject,
+            created_at: now.wall,
+            phase: Phase::Asleep,
+            generation: Generation::default(),
+            failures: 0,
+            last_failure: None,
+            backoff: None,
+            wake_wanted: false,
+            start_took: None,
+            queue: Queue::default(),
+            retry: None,
+            instance: None,
+            is_stored: false,
+            dirty: false,
+        }
+    }
+
+    /// A session as the store has it. An instance that it had is not connected until its bridge says hello.
+    pub(crate) fn restored(stored: StoredSession, now: Now) -> Self {
+        let record = stored.record;
+        let queue = Queue::restored(stored.deliveries);
+        let due = |at_wall: Wall| Due {
+            at: now.monotonic + now.wall.until(at_wall).min(crate::backoff::LONGEST),
+            at_wall,
+        };
+        let retry = queue.head().and_then(|head| head.not_before).map(|at| due(at).at);
+        let instance =
+            record.phase.has_instance().then(|| Box::new(Instance::restored(&record, &queue, now)));
+        let session = Self {
+            id: record.id,
+            subject: record.subject,
+            created_at: record.created_at,
+            phase: record.phase,
+            generation: record.generation,
+            failures: record.failures,
+            last_failure: record.last_failure,
+            backoff: record.backoff_until.map(due),
+            wake_wanted: record.wake_wanted,
+            start_took: record.start_took_ms.map(Duration::from_millis),
+            queue,
+            retry,
+            instance,
+            is_stored: true,
+            dirty: false,
+        };
+        session.check();
+        session
+    }
+
+    pub fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    pub fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    pub fn start_took(&self) -> Option<Duration> {
+        self.start_took
+    }
+
+    /// The turn that runs now.
+    pub fn turn(&self) -> Option<TurnId> {
+        self.instance.as_ref()?.turn.as_ref().map(|turn| turn.id)
+    }
+
+    /// Names of the agent's own holds in force.
+    pub fn holds(&self, now: Monotonic) -> impl Iterator<Item = &str> {
+        self.instance
+            .iter()
+            .flat_map(move |instance| instance.holds.in_force(now))
+            .map(|hold| hold.0)
+    }
+
+    /// Nothing to remember beyond the record: may be forgotten until the next event.
+    pub fn is_dormant(&self) -> bool {
+        self.phase == Phase::Asleep && self.queue.is_empty() && !self.wake_wanted
+    }
+
+    /// Asleep with a reason not to be.
+    pub fn wants_start(&self) -> bool {
+        self.phase == Phase::Asleep && (!self.queue.is_empty() || self.wake_wanted)
+    }
+
+    /// The phase × event table. What an instance says was checked against the fence before.
+    pub(crate) fn handle(&mut self, event: Event, ctx: &mut Context<'_>) {
+        match event {
+            Event::MessageSubmitted { request, submission } => {
+                self.submit(request, submission, ctx)
+            }
+            Event::RedriveRequested { request, dead, new_id, by } => {
+                self.redrive(request, dead, new_id, by, ctx);
+            }
+            Event::DropRequested { request, session: _, message, is_dead, by } => {
+                self.drop_message(request, message, is_dead, by, ctx);
+            }
+            Event::SessionRequested { request, session: _, what, by } => {
+                self.requested(request, what, by, ctx);
+            }
+            Event::InstanceStarted { instance: _ } => match self.phase {
+                // The bridge's own hello is what counts; this only says that it was executed.
+                Phase::Starting | Phase::Awake | Phase::Draining | Phase::Stopping => {}
+                Phase::Asleep | Phase::Backoff => unreachable!("{} passed the fence", self.id),
+            },
+            Event::InstanceStartFailed { instance: _, error } => self.start_failed(error, ctx),
+            Event::BridgeAttached { instance: _, boot, agent, held } => {
+                self.bridge_attached(boot, agent, &held, ctx);
+            }
+            Event::BridgeDetached { instance: _, boot } => self.bridge_detached(boot, ctx),
+            Event::InstanceReady { instance: _ } => match self.phase {
+                Phase::Starting => self.became_ready(ctx),
+                // Repeated after a reconnect, or too late to matter.
+                Phase::Awake | Phase::Draining | Phase::Stopping => {}
+                Phase::Asleep | Phase::Backoff => unreachable!("{} passed the fence", self.id),
+            },
+            Event::TurnProgressed { instance: _, turn, offset, text } => {
+                self.turn_progressed(turn, offset, text, ctx);
+            }
+            Event::TurnEnded { instance: _, turn, outcome } => self.turn_ended(turn, outcome, ctx),
+            Event::HoldTaken { instance: _, name, for_ms } => {
+                self.hold_taken(&name, Duration::from_millis(for_ms), ctx);
+            }
+            Event::InstanceExited { instance: _, evidence } => self.exited(evidence, ctx),
+            Event::DeadlinePassed => self.deadline_passed(ctx),
+        }
+        self.save_if_dirty(ctx.effects);
+        self.check();
+    }
+
+    fn deadline_passed(&mut self, ctx: &mut Context<'_>) {
+        match self.phase {
+            Phase::Asleep => {}
+            Phase::Starting => self.start_deadline(ctx),
+            Phase::Awake => self.awake_deadline(ctx),
+            Phase::Draining => self.drain_deadline(ctx),
+            Phase::Stopping => self.stop_deadline(ctx),
+            Phase::Backoff => self.backoff_deadline(ctx),
+        }
+    }
+
+    /// When this session wants to be called next, whatever else happens. Timers are data: nothing is armed or cancelled.
+    pub(crate) fn deadline(&self, now: Monotonic, policy: &AgentPolicy) -> Option<Monotonic> {
+        let unreachable_at = || match self.instance().link {
+            Link::Attached => None,
+            Link::Detached { since } => Some(since + policy.reattach_within),
+        };
+        match self.phase {
+            Phase::Asleep => None,
+            Phase::Starting => Some(self.instance().started_at + policy.ready_within),
+            Phase::Awake => {
+                let instance = self.instance();
+                let next = match &instance.turn {
+                    Some(turn) => {
+                        let held_until = instance.holds.held_until(now);
+                        Some(turn.clock.next_change(now, progress_limits(policy), held_until))
+                    }
+                    None if self.queue.is_empty() => Some(instance.idle_at(now, policy)),
+                    // A message waits for its pause, or for the bridge, which has its own limit.
+                    None => self.retry.filter(|_| instance.link == Link::Attached),
+                };
+                earliest(next, unreachable_at())
+            }
+            Phase::Draining => {
+                let since = self.instance().drain_since.expect("draining has begun at some time");
+                earliest(Some(since + policy.drain_within), unreachable_at())
+            }
+            Phase::Stopping => Some(self.instance().stop.expect("stopping has a reason").kill_at),
+            Phase::Backoff => Some(self.backoff.expect("backoff has an end").at),
+        }
+    }
+
+    /// Whether what is said of `instance` is said of the life that counts.
+    pub(crate) fn is_current(&self, instance: &InstanceId) -> bool {
+        self.instance.is_some() && instance.generation == self.generation
+    }
+
+    fn instance_id(&self) -> InstanceId {
+        InstanceId { session: self.id.clone(), generation: self.generation }
+    }
+
+    fn instance(&self) -> &Instance {
+        self.instance.as_deref().expect("this phase has an instance")
+    }
+
+    fn instance_mut(&mut self) -> &mut Instance {
+        self.instance.as_deref_mut().expect("this phase has an instance")
+    }
+
+    fn enter(&mut self, next: Phase, because: Because, ctx: &mut Context<'_>) {
+        assert!(self.phase.may_become(next), "{}: {} may not become {next}", self.id, self.phase);
+        self.journal(next, because, ctx);
+        self.phase = next;
+        self.dirty = true;
+    }
+
+    /// A decision that changes no phase.
+    fn note(&mut self, because: Because, ctx: &mut Context<'_>) {
+        self.journal(self.phase, because, ctx);
+    }
+
+    fn journal(&self, to: Phase, because: Because, ctx: &mut Context<'_>) {
+        ctx.effects.write(Write::InsertDecision(Decision {
+            session: self.id.clone(),
+            generation: self.generation,
+            at: ctx.now.wall,
+            from: self.phase,
+            to,
+            because,
+        }));
+    }
+
+    fn save_if_dirty(&mut self, effects: &mut Effects) {
+        if std::mem::take(&mut self.dirty) {
+            self.is_stored = true;
+            effects.write(Write::PutSession(self.record()));
+        }
+    }
+
+    pub fn record(&self) -> SessionRecord {
+        SessionRecord {
+            id: self.id.clone(),
+            subject: self.subject.clone(),
+            created_at: self.created_at,
+            phase: self.phase,
+            generation: self.generation,
+            failures: self.failures,
+            backoff_until: self.backoff.map(|due| due.at_wall),
+            stop: self.instance.as_ref().and_then(|instance| Some(instance.stop?.reason)),
+            wake_wanted: self.wake_wanted,
+            start_took_ms: self.start_took.map(millis),
+            last_failure: self.last_failure,
+        }
+    }
+
+    fn check(&self) {
+        let (id, phase) = (&self.id, self.phase);
+        assert_eq!(self.instance.is_some(), phase.has_instance(), "{id}: instance in {phase}");
+        assert_eq!(self.backoff.is_some(), phase == Phase::Backoff, "{id}: backoff in {phase}");
+        assert_eq!(self.turn(), self.queue.leased().map(|lease| lease.0), "{id}: turn and lease");
+        if let Some((turn, generation)) = self.queue.leased() {
+            assert_eq!(
+                generation, self.generation,
+                "{id}: {turn} is leased to the live generation"
+            );
+            assert_ne!(phase, Phase::Starting, "{id}: {turn} runs before the agent is ready");
+        }
+        if let Some(instance) = &self.instance {
+            assert_eq!(instance.stop.is_some(), phase == Phase::Stopping, "{id}: stop in {phase}");
+            assert_eq!(
+                instance.drain_since.is_some(),
+                phase == Phase::Draining,
+                "{id}: drain in {phase}"
+            );
+        }
+    }
+}
+
+impl Instance {
+    fn new(now: Monotonic) -> Self {
+        Self {
+            started_at: now,
+            ready_at: None,
+            boot: None,
+            link: Link::Detached { since: now },
+            last_activity: now,
+            turn: None,
+            holds: Holds::default(),
+            drain_since: None,
+            stop: None,
+        }
+    }
+
+    /// Every clock starts anew: time without a daemon is not held against the agent.
+    fn restored(record: &SessionRecord, queue: &Queue, now: Now) -> Self {
+        let now = now.monotonic;
+        let turn = queue.leased().map(|(id, _)| Turn::new(id, now));
+        let is_ready = matches!(record.phase, Phase::Awake | Phase::Draining);
+        let stop = match record.phase {
+            Phase::Stopping => {
+                let reason = record.stop.expect("a session is stopped for a reason");
+                Some(Stop { reason, kill_at: now + crate::limits::KILL_REPEAT_AFTER })
+            }
+            Phase::Asleep | Phase::Starting | Phase::Awake | Phase::Draining | Phase::Backoff => {
+                None
+            }
+        };
+        Self {
+            ready_at: is_ready.then_some(now),
+            turn,
+            drain_since: (record.phase == Phase::Draining).then_some(now),
+            stop,
+            ..Self::new(now)
+        }
+    }
+
+    /// When nothing will have needed it for the whole idle limit.
+    fn idle_at(&self, now: Monotonic, policy: &AgentPolicy) -> Monotonic {
+        let idle_at = self.last_activity + policy.stop_after;
+        self.holds.held_until(now).map_or(idle_at, |held_until| held_until.max(idle_at))
+    }
+}
+
+impl Turn {
+    fn new(id: TurnId, now: Monotonic) -> Self {
+        Self { id, clock: ProgressClock::started(now), bytes: 0, slow_was_told: false }
+    }
+}
+
+fn progress_limits(policy: &AgentPolicy) -> ProgressLimits {
+    ProgressLimits { stuck_after: policy.stuck_after, whole_within: policy.turn_within }
+}
+
+fn earliest(one: Option<Monotonic>, other: Option<Monotonic>) -> Option<Monotonic> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}

@@ -1,0 +1,186 @@
+//! From the start command to a ready agent, and the bridge's comings and goings.
+//!
+//! Owner: `Session`. Invariants: a start raises the generation, and the command goes out only after that is on disk; a
+//! bridge of the wrong boot is refused before it executes anything (FAULTS I7).
+//! Absent: which of many sessions may start (`supervisor`).
+
+use crate::backoff;
+use crate::cause::Cause;
+use crate::command::{Command, News};
+use crate::event::AgentState;
+use crate::id::{BootId, TurnId};
+use crate::journal::Because;
+use crate::record::StopReason;
+use crate::session::phase::Phase;
+use crate::session::{Context, Due, Instance, Link, Session};
+use crate::time::{Monotonic, millis};
+
+impl Session {
+    /// Admitted: order an instance.
+    pub(crate) fn begin_start(&mut self, ctx: &mut Context<'_>) {
+        assert!(self.wants_start(), "{} is started for a reason", self.id);
+        let because = match self.queue.len() {
+            0 => Because::WakeWanted,
+            waiting => Because::MessagesWait { waiting },
+        };
+        self.generation = self.generation.next();
+        self.instance = Some(Box::new(Instance::new(ctx.now.monotonic)));
+        self.wake_wanted = false;
+        self.enter(Phase::Starting, because, ctx);
+        ctx.effects.command(Command::StartInstance { instance: self.instance_id() });
+        let estimate = self.start_took.or(ctx.start_estimate);
+        for message in self.queue.messages() {
+            ctx.effects.tell(message, News::Waking { estimate });
+        }
+        self.save_if_dirty(ctx.effects);
+        self.check();
+    }
+
+    pub(super) fn bridge_attached(
+        &mut self,
+        boot: BootId,
+        agent: AgentState,
+        held: &[TurnId],
+        ctx: &mut Context<'_>,
+    ) {
+        let instance_id = self.instance_id();
+        let phase = self.phase;
+        let instance = self.instance_mut();
+        if instance.boot.is_some_and(|known| known != boot) {
+            ctx.effects.stale += 1;
+            let why = "another bridge of this generation is connected";
+            ctx.effects.command(Command::RefuseBridge { instance: instance_id, boot, why });
+            return;
+        }
+        instance.boot = Some(boot);
+        instance.link = Link::Attached;
+        let launch = phase == Phase::Starting && agent == AgentState::NotLaunched;
+        ctx.effects.command(Command::AdmitBridge { instance: instance_id, boot, launch });
+        match (phase, agent) {
+            (Phase::Starting, AgentState::NotLaunched | AgentState::Starting) => {}
+            (Phase::Starting, AgentState::Ready) => self.became_ready(ctx),
+            (Phase::Awake | Phase::Draining, AgentState::Starting | AgentState::Ready) => {
+                self.reconcile_turn(held, ctx);
+                self.deliver_next(ctx);
+            }
+            (Phase::Awake | Phase::Draining, AgentState::NotLaunched) => {
+                let what = "the agent that was ready was never executed".to_owned();
+                self.begin_stop(StopReason::ProtocolFault, Because::BrokeProtocol { what }, ctx);
+            }
+            (Phase::Stopping, _) => self.command_stop(ctx),
+            (Phase::Asleep | Phase::Backoff, _) => unreachable!("{} passed the fence", self.id),
+        }
+    }
+
+    /// A turn whose frame was lost with the connection or the daemon is delivered again, under the same id.
+    fn reconcile_turn(&mut self, held: &[TurnId], ctx: &mut Context<'_>) {
+        let Some(turn) = self.turn() else { return };
+        if !held.contains(&turn) {
+            ctx.effects.command(Command::DeliverTurn { instance: self.instance_id(), turn });
+        }
+    }
+
+    pub(super) fn bridge_detached(&mut self, boot: BootId, ctx: &mut Context<'_>) {
+        let now = ctx.now.monotonic;
+        let instance = self.instance_mut();
+        if instance.boot == Some(boot) && instance.link == Link::Attached {
+            instance.link = Link::Detached { since: now };
+        }
+    }
+
+    pub(super) fn became_ready(&mut self, ctx: &mut Context<'_>) {
+        let now = ctx.now.monotonic;
+        let instance = self.instance_mut();
+        let took = now.since(instance.started_at);
+        instance.ready_at = Some(now);
+        instance.last_activity = now;
+        self.start_took = Some(took);
+        self.enter(Phase::Awake, Because::BecameReady { took_ms: millis(took) }, ctx);
+        self.deliver_next(ctx);
+    }
+
+    /// The driver could not execute a bridge: nothing exists, so there is no exit to wait for.
+    pub(super) fn start_failed(&mut self, error: String, ctx: &mut Context<'_>) {
+        match self.phase {
+            Phase::Starting | Phase::Stopping => {
+                self.instance = None;
+                self.failures = self.failures.saturating_add(1);
+                self.last_failure = Some(Cause::StartFailed);
+                self.wake_wanted = false;
+                let restart = self.pause(ctx);
+                let because = Because::StartFailed {
+                    error,
+                    failures: self.failures,
+                    restart_at: restart.map(|due| due.at_wall),
+                };
+                self.enter_rest(restart, because, ctx);
+            }
+            // A bridge that said hello was executed, whatever the driver thinks.
+            Phase::Awake | Phase::Draining => ctx.effects.stale += 1,
+            Phase::Asleep | Phase::Backoff => unreachable!("{} passed the fence", self.id),
+        }
+    }
+
+    /// The pause that the failures so far call for, if it is longer than nothing.
+    pub(super) fn pause(&self, ctx: &Context<'_>) -> Option<Due> {
+        let pause = backoff::pause_after(self.failures, &self.id);
+        (!pause.is_zero())
+            .then(|| Due { at: ctx.now.monotonic + pause, at_wall: ctx.now.wall + pause })
+    }
+
+    /// Without an instance: asleep, or waiting for the next start to be due.
+    pub(super) fn enter_rest(
+        &mut self,
+        restart: Option<Due>,
+        because: Because,
+        ctx: &mut Context<'_>,
+    ) {
+        self.backoff = restart;
+        let Some(due) = restart else {
+            self.enter(Phase::Asleep, because, ctx);
+            return;
+        };
+        self.enter(Phase::Backoff, because, ctx);
+        for message in self.queue.messages() {
+            ctx.effects.tell(message, self.waiting_to_restart(due));
+        }
+    }
+
+    pub(super) fn waiting_to_restart(&self, due: Due) -> News {
+        News::WaitingToRestart {
+            at: due.at_wall,
+            cause: self.last_failure.unwrap_or(Cause::Unknown),
+        }
+    }
+
+    pub(super) fn start_deadline(&mut self, ctx: &mut Context<'_>) {
+        let within = ctx.policy.ready_within;
+        if ctx.now.monotonic >= self.instance().started_at + within {
+            let because = Because::NotReadyInTime { within_ms: millis(within) };
+            self.begin_stop(StopReason::StartTimeout, because, ctx);
+        }
+    }
+
+    pub(super) fn backoff_deadline(&mut self, ctx: &mut Context<'_>) {
+        if self.backoff.is_some_and(|due| ctx.now.monotonic >= due.at) {
+            self.end_backoff(Because::BackoffEnded, ctx);
+        }
+    }
+
+    pub(super) fn end_backoff(&mut self, because: Because, ctx: &mut Context<'_>) {
+        self.backoff = None;
+        self.enter(Phase::Asleep, because, ctx);
+    }
+
+    /// Without a bridge for longer than allowed: it cannot be asked any more, only killed.
+    pub(super) fn give_up_bridge(&mut self, ctx: &mut Context<'_>) -> bool {
+        let now: Monotonic = ctx.now.monotonic;
+        let Link::Detached { since } = self.instance().link else { return false };
+        if now < since + ctx.policy.reattach_within {
+            return false;
+        }
+        let because = Because::BridgeUnreachable { for_ms: millis(now.since(since)) };
+        self.begin_stop(StopReason::BridgeUnreachable, because, ctx);
+        true
+    }
+}

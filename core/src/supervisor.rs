@@ -1,0 +1,377 @@
+//! All sessions, the fence, the line of starts, and when to be called next.
+//!
+//! ```text
+//!  event ─▶ fence (generation) ─▶ session.handle ─▶ line of starts ─▶ next deadline ─▶ forget it, if dormant
+//! ```
+//!
+//! Owner: one loop. Invariants: what comes from a past life changes nothing (FAULTS I7); starts are admitted oldest
+//! first, at most `starts_at_once` at a time; a dormant session costs no memory here. A deadline may fire early (it was
+//! armed before activity moved it), never late.
+//! Absent: IO. A session that is not here but in the store must be loaded before its event is handed in.
+
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::command::{Answer, Command, Effects, IgnoredBecause, News, Refusal, RequestOutcome};
+use crate::event::{Event, SessionRequest};
+use crate::id::{AgentName, InstanceId, SessionId, Subject};
+use crate::journal::{Because, Decision};
+use crate::policy::{AgentPolicy, NodePolicy};
+use crate::record::StoredSession;
+use crate::session::phase::Phase;
+use crate::session::{Context, Session};
+use crate::time::{Monotonic, Now};
+
+#[derive(Debug)]
+pub struct Supervisor {
+    node: NodePolicy,
+    agents: BTreeMap<AgentName, AgentPolicy>,
+    /// For what is left of agents that are not configured any more: enough to stop them.
+    leftover_policy: AgentPolicy,
+    sessions: BTreeMap<SessionId, Slot>,
+    deadlines: BTreeSet<(Monotonic, SessionId)>,
+    line: Line,
+    starting: usize,
+    start_took: BTreeMap<AgentName, Duration>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    session: Session,
+    armed: Option<Monotonic>,
+    /// Its place in the line of starts, while it stands there.
+    ticket: Option<u64>,
+}
+
+/// Sessions that wait for a start, oldest first. Tickets count up, so that a place can be told without looking.
+#[derive(Debug, Default)]
+struct Line {
+    waiting: VecDeque<(u64, SessionId)>,
+    next_ticket: u64,
+}
+
+impl Line {
+    fn join(&mut self, session: SessionId) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.waiting.push_back((ticket, session));
+        ticket
+    }
+
+    fn ahead_of(&self, ticket: u64) -> usize {
+        let first = self.waiting.front().map_or(ticket, |front| front.0);
+        usize::try_from(ticket.saturating_sub(first)).unwrap_or(usize::MAX)
+    }
+}
+
+impl Borrow<str> for AgentName {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl Supervisor {
+    pub fn new(node: NodePolicy, agents: BTreeMap<AgentName, AgentPolicy>) -> Self {
+        Self {
+            node,
+            agents,
+            leftover_policy: AgentPolicy::default(),
+            sessions: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            line: Line::default(),
+            starting: 0,
+            start_took: BTreeMap::new(),
+        }
+    }
+
+    /// Whether the session is in memory; if not, it is dormant in the store, or new.
+    pub fn is_loaded(&self, id: &SessionId) -> bool {
+        self.sessions.contains_key(id)
+    }
+
+    pub fn session(&self, id: &SessionId) -> Option<&Session> {
+        self.sessions.get(id).map(|slot| &slot.session)
+    }
+
+    /// Those in memory: everything that is not dormant.
+    pub fn sessions(&self) -> impl Iterator<Item = &Session> {
+        self.sessions.values().map(|slot| &slot.session)
+    }
+
+    /// When `handle(DeadlinePassed)` is wanted next.
+    pub fn next_deadline(&self) -> Option<Monotonic> {
+        self.deadlines.first().map(|deadline| deadline.0)
+    }
+
+    /// Brings a session into memory that slept in the store; its event follows.
+    pub fn load(&mut self, now: Now, stored: StoredSession) {
+        let session = Session::restored(stored, now);
+        let id = session.id().clone();
+        self.starting += usize::from(session.phase() == Phase::Starting);
+        let slot = Slot { session, armed: None, ticket: None };
+        let before = self.sessions.insert(id, slot);
+        assert!(before.is_none(), "a session is loaded once");
+    }
+
+    /// At the daemon's start: takes over a session that was not dormant. Its instance, if it had one, must either be
+    /// found by the driver, whose bridge then says hello, or be reported as exited.
+    pub fn recover(&mut self, now: Now, stored: StoredSession, effects: &mut Effects) {
+        let id = stored.record.id.clone();
+        let (phase, generation) = (stored.record.phase, stored.record.generation);
+        if phase.has_instance() {
+            effects.write(crate::command::Write::InsertDecision(Decision {
+                session: id.clone(),
+                generation,
+                at: now.wall,
+                from: phase,
+                to: phase,
+                because: Because::Recovered { waiting: stored.deliveries.len() },
+            }));
+        }
+        self.load(now, stored);
+        self.settle(&id, now, effects);
+        self.admit_starts(now, effects);
+    }
+
+    /// The one way in.
+    pub fn handle(&mut self, now: Now, event: Event, effects: &mut Effects) {
+        if event == Event::DeadlinePassed {
+            self.deadlines_passed(now, effects);
+        } else {
+            self.route(now, event, effects);
+        }
+        self.admit_starts(now, effects);
+    }
+
+    fn route(&mut self, now: Now, event: Event, effects: &mut Effects) {
+        let id = event.session().expect("only DeadlinePassed is about no session").clone();
+        if let Some(instance) = event.instance() {
+            let is_current = self.session(&id).is_some_and(|session| session.is_current(instance));
+            if !is_current {
+                stale(event, effects);
+                if self.is_loaded(&id) {
+                    self.settle(&id, now, effects);
+                }
+                return;
+            }
+        } else if !self.is_loaded(&id) {
+            match new_session_for(&event, &self.agents) {
+                Ok(subject) => {
+                    let session = Session::new(id.clone(), subject, now);
+                    self.sessions.insert(id.clone(), Slot { session, armed: None, ticket: None });
+                }
+                Err(answer) => {
+                    if let Some(request) = request_of(&event) {
+                        effects.answer(request, answer);
+                    }
+                    return;
+                }
+            }
+        }
+        self.pass(&id, now, event, effects);
+    }
+
+    fn pass(&mut self, id: &SessionId, now: Now, event: Event, effects: &mut Effects) {
+        let newest_before = effects.writes.len();
+        let slot = self.sessions.get_mut(id).expect("the session was just found or made");
+        let was_starting = slot.session.phase() == Phase::Starting;
+        let agent = self.agents.get(id.agent());
+        let mut ctx = Context {
+            now,
+            policy: agent.unwrap_or(&self.leftover_policy),
+            is_configured: agent.is_some(),
+            node: &self.node,
+            start_estimate: self.start_took.get(id.agent()).copied(),
+            effects,
+        };
+        slot.session.handle(event, &mut ctx);
+        let is_starting = slot.session.phase() == Phase::Starting;
+        if was_starting && !is_starting {
+            self.starting -= 1;
+            if slot.session.phase() == Phase::Awake
+                && let Some(took) = slot.session.start_took()
+            {
+                self.start_took.insert(id.agent_name(), took);
+            }
+        }
+        if let Some(ticket) = slot.ticket {
+            tell_place(&slot.session, self.line.ahead_of(ticket), newest_before, effects);
+        }
+        self.settle(id, now, effects);
+    }
+
+    /// After a change: join the line, arm the deadline, or forget.
+    fn settle(&mut self, id: &SessionId, now: Now, effects: &mut Effects) {
+        let slot = self.sessions.get_mut(id).expect("a session is settled while it is here");
+        let agent = self.agents.get(id.agent());
+        if slot.session.wants_start() && slot.ticket.is_none() && agent.is_some() {
+            let ticket = self.line.join(id.clone());
+            slot.ticket = Some(ticket);
+            let ahead = self.line.ahead_of(ticket);
+            if self.starting + ahead >= self.node.starts_at_once {
+                for message in slot.session.queue().messages() {
+                    effects.tell(message, News::InLine { ahead });
+                }
+            }
+        }
+        if slot.session.is_dormant() {
+            disarm(&mut self.deadlines, id, slot.armed);
+            // A place in the line that it leaves behind is skipped when its turn comes.
+            self.sessions.remove(id);
+            return;
+        }
+        let policy = agent.unwrap_or(&self.leftover_policy);
+        let wanted = slot.session.deadline(now.monotonic, policy);
+        let must_rearm = match (slot.armed, wanted) {
+            (None, Some(_)) => true,
+            (Some(armed), Some(wanted)) => wanted < armed,
+            (_, None) => false,
+        };
+        if must_rearm {
+            disarm(&mut self.deadlines, id, slot.armed);
+            slot.armed = wanted;
+            self.deadlines.extend(wanted.map(|at| (at, id.clone())));
+        }
+    }
+
+    fn deadlines_passed(&mut self, now: Now, effects: &mut Effects) {
+        while let Some((at, _)) = self.deadlines.first()
+            && *at <= now.monotonic
+        {
+            let (_, id) = self.deadlines.pop_first().expect("the first one was just seen");
+            self.sessions.get_mut(&id).expect("what is armed is here").armed = None;
+            self.pass(&id, now, Event::DeadlinePassed, effects);
+        }
+    }
+
+    fn admit_starts(&mut self, now: Now, effects: &mut Effects) {
+        while self.starting < self.node.starts_at_once {
+            let Some((ticket, id)) = self.line.waiting.pop_front() else { return };
+            let Some(slot) = self.sessions.get_mut(&id).filter(|slot| slot.ticket == Some(ticket))
+            else {
+                continue;
+            };
+            slot.ticket = None;
+            if !slot.session.wants_start() {
+                continue;
+            }
+            let policy = self.agents.get(id.agent()).expect("only configured agents stand in line");
+            let mut ctx = Context {
+                now,
+                policy,
+                is_configured: true,
+                node: &self.node,
+                start_estimate: self.start_took.get(id.agent()).copied(),
+                effects,
+            };
+            slot.session.begin_start(&mut ctx);
+            self.starting += 1;
+            self.settle(&id, now, effects);
+        }
+    }
+}
+
+fn disarm(
+    deadlines: &mut BTreeSet<(Monotonic, SessionId)>,
+    id: &SessionId,
+    armed: Option<Monotonic>,
+) {
+    if let Some(at) = armed {
+        deadlines.remove(&(at, id.clone()));
+    }
+}
+
+/// Messages that were accepted just now, by a session that stands in line, are told the place.
+fn tell_place(session: &Session, ahead: usize, newest_before: usize, effects: &mut Effects) {
+    let accepted: Vec<_> = effects.writes[newest_before..]
+        .iter()
+        .filter_map(|write| match write {
+            crate::command::Write::InsertMessage(message) if message.session == *session.id() => {
+                Some(message.id)
+            }
+            _other => None,
+        })
+        .collect();
+    for message in accepted {
+        effects.tell(message, News::InLine { ahead });
+    }
+}
+
+/// Who owns the session that this request makes; or the answer, where it makes none.
+fn new_session_for(
+    event: &Event,
+    agents: &BTreeMap<AgentName, AgentPolicy>,
+) -> Result<Subject, Answer> {
+    let agent = event.session().map_or("", SessionId::agent);
+    if !agents.contains_key(agent) {
+        return Err(Answer::Refused(Refusal::UnknownAgent));
+    }
+    let ignored = Answer::Requested(RequestOutcome::Ignored(IgnoredBecause::AlreadyAsleep));
+    match event {
+        Event::MessageSubmitted { submission, .. } => Ok(submission.subject.clone()),
+        Event::RedriveRequested { dead, .. } => Ok(dead.subject.clone()),
+        Event::SessionRequested { what: SessionRequest::Stop, .. } => Err(ignored),
+        Event::SessionRequested { by, .. } | Event::DropRequested { by, .. } => Ok(by.clone()),
+        Event::InstanceStarted { .. }
+        | Event::InstanceStartFailed { .. }
+        | Event::BridgeAttached { .. }
+        | Event::BridgeDetached { .. }
+        | Event::InstanceReady { .. }
+        | Event::TurnProgressed { .. }
+        | Event::TurnEnded { .. }
+        | Event::HoldTaken { .. }
+        | Event::InstanceExited { .. }
+        | Event::DeadlinePassed => unreachable!("an instance's event does not make a session"),
+    }
+}
+
+fn request_of(event: &Event) -> Option<crate::id::RequestId> {
+    match event {
+        Event::MessageSubmitted { request, .. }
+        | Event::SessionRequested { request, .. }
+        | Event::RedriveRequested { request, .. }
+        | Event::DropRequested { request, .. } => Some(*request),
+        Event::InstanceStarted { .. }
+        | Event::InstanceStartFailed { .. }
+        | Event::BridgeAttached { .. }
+        | Event::BridgeDetached { .. }
+        | Event::InstanceReady { .. }
+        | Event::TurnProgressed { .. }
+        | Event::TurnEnded { .. }
+        | Event::HoldTaken { .. }
+        | Event::InstanceExited { .. }
+        | Event::DeadlinePassed => None,
+    }
+}
+
+/// What a past life says is counted, and answered so that it stops saying it.
+fn stale(event: Event, effects: &mut Effects) {
+    effects.stale += 1;
+    let command = match event {
+        Event::BridgeAttached { instance, boot, .. } => {
+            let why = "this start of the session is over";
+            Some(Command::RefuseBridge { instance, boot, why })
+        }
+        Event::TurnEnded { instance, turn, .. } => {
+            Some(Command::AcknowledgeTurn { instance, turn })
+        }
+        Event::InstanceExited { instance, .. } => release(instance),
+        Event::InstanceStarted { .. }
+        | Event::InstanceStartFailed { .. }
+        | Event::BridgeDetached { .. }
+        | Event::InstanceReady { .. }
+        | Event::TurnProgressed { .. }
+        | Event::HoldTaken { .. }
+        | Event::MessageSubmitted { .. }
+        | Event::SessionRequested { .. }
+        | Event::RedriveRequested { .. }
+        | Event::DropRequested { .. }
+        | Event::DeadlinePassed => None,
+    };
+    effects.commands.extend(command);
+}
+
+fn release(instance: InstanceId) -> Option<Command> {
+    Some(Command::ReleaseInstance { instance })
+}
