@@ -1,0 +1,327 @@
+//! The agent's log: `agent.log` in the log folder, and before it `agent.log.1`.
+//!
+//! Each line is `MILLISECONDS STREAM TEXT`: Unix time, then `out`, `err` or `bridge`, then the
+//! text with what is no UTF-8 replaced, cut at [`LINE_BYTES_MAX`].
+//!
+//! Owner: the bridge's one loop. Invariants: a line that cannot be written is dropped and counted,
+//! and the count is written as soon as writing works again; no error of the log reaches the agent
+//! or a turn. The newest lines are also kept in memory, so that evidence has them whatever the
+//! disk does. Absent: reading logs, and the removal of old sessions' logs.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use dormouse_core::limits::LOG_TAIL_BYTES_MAX;
+
+use crate::framer::{Framed, LineFramer};
+
+pub const LOG_FILE: &str = "agent.log";
+pub const OLD_LOG_FILE: &str = "agent.log.1";
+/// At this size the file becomes the old one and a new one is begun.
+pub const LOG_FILE_BYTES_MAX: u64 = 4 << 20;
+/// A longer line loses its rest.
+pub const LINE_BYTES_MAX: usize = 8 << 10;
+
+const CUT_MARK: &str = " …";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Out,
+    Err,
+    Bridge,
+}
+
+impl fmt::Display for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stream::Out => "out",
+            Stream::Err => "err",
+            Stream::Bridge => "bridge",
+        })
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Log {
+    folder: PathBuf,
+    file: Option<File>,
+    file_bytes: u64,
+    file_bytes_max: u64,
+    /// A write was cut short: the next one begins a new line.
+    is_torn: bool,
+    lines_dropped: u64,
+    out: LineFramer,
+    err: LineFramer,
+    /// Lines on their way to the file, written together.
+    batch: String,
+    batch_lines: u64,
+    tail: VecDeque<String>,
+    tail_bytes: usize,
+}
+
+impl Log {
+    /// Nothing is opened before there is something to write.
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            file: None,
+            file_bytes: 0,
+            file_bytes_max: LOG_FILE_BYTES_MAX,
+            is_torn: false,
+            lines_dropped: 0,
+            out: LineFramer::new(LINE_BYTES_MAX),
+            err: LineFramer::new(LINE_BYTES_MAX),
+            batch: String::new(),
+            batch_lines: 0,
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+        }
+    }
+
+    /// One line of the bridge's own.
+    pub(crate) fn note(&mut self, text: &str) {
+        self.line(Stream::Bridge, text.as_bytes());
+    }
+
+    /// One whole line.
+    pub(crate) fn line(&mut self, stream: Stream, text: &[u8]) {
+        let is_cut = text.len() > LINE_BYTES_MAX;
+        self.batch_line(stream, &text[..text.len().min(LINE_BYTES_MAX)], is_cut);
+        self.write_batch();
+    }
+
+    /// Bytes as they came from the agent's standard output.
+    pub(crate) fn feed_out(&mut self, bytes: &[u8]) {
+        let mut framer = std::mem::replace(&mut self.out, LineFramer::new(0));
+        framer.push(bytes, |framed| self.batch_framed(Stream::Out, framed));
+        self.out = framer;
+        self.write_batch();
+    }
+
+    /// Bytes as they came from the agent's standard error.
+    pub(crate) fn feed_err(&mut self, bytes: &[u8]) {
+        let mut framer = std::mem::replace(&mut self.err, LineFramer::new(0));
+        framer.push(bytes, |framed| self.batch_framed(Stream::Err, framed));
+        self.err = framer;
+        self.write_batch();
+    }
+
+    /// The agent's process is over: what it left without a line's end is a line too.
+    pub(crate) fn finish_streams(&mut self) {
+        for stream in [Stream::Out, Stream::Err] {
+            let kept = if stream == Stream::Out { &mut self.out } else { &mut self.err };
+            let mut framer = std::mem::replace(kept, LineFramer::new(LINE_BYTES_MAX));
+            framer.finish(|framed| self.batch_framed(stream, framed));
+        }
+        self.write_batch();
+    }
+
+    /// The newest lines, at most `LOG_TAIL_BYTES_MAX` bytes of them.
+    pub(crate) fn tail(&self) -> String {
+        let lines = self.tail.iter().map(String::as_str);
+        lines.collect::<String>().trim_end_matches('\n').to_string()
+    }
+
+    fn batch_framed(&mut self, stream: Stream, framed: Framed<'_>) {
+        match framed {
+            Framed::Line(text) => self.batch_line(stream, text, false),
+            Framed::Overlong(head) => self.batch_line(stream, head, true),
+        }
+    }
+
+    fn batch_line(&mut self, stream: Stream, text: &[u8], is_cut: bool) {
+        let text = String::from_utf8_lossy(text);
+        let cut_mark = if is_cut { CUT_MARK } else { "" };
+        let line = format!("{} {stream} {text}{cut_mark}\n", unix_ms());
+        self.batch.push_str(&line);
+        self.batch_lines += 1;
+        self.tail_bytes += line.len();
+        self.tail.push_back(line);
+        while self.tail_bytes > LOG_TAIL_BYTES_MAX {
+            let Some(oldest) = self.tail.pop_front() else { break };
+            self.tail_bytes -= oldest.len();
+        }
+    }
+
+    fn write_batch(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let lines_dropped_before = self.lines_dropped;
+        match self.try_write_batch() {
+            Ok(()) => self.lines_dropped -= lines_dropped_before,
+            Err(_counted_and_told_by_the_next_note) => {
+                self.lines_dropped += self.batch_lines;
+                self.file = None;
+            }
+        }
+        self.batch.clear();
+        self.batch.shrink_to(BATCH_BYTES_KEPT);
+        self.batch_lines = 0;
+    }
+
+    fn try_write_batch(&mut self) -> io::Result<()> {
+        let mut head = String::new();
+        if self.lines_dropped > 0 {
+            let lines = self.lines_dropped;
+            head = format!("{} bridge {lines} lines could not be written\n", unix_ms());
+        }
+        if self.is_torn {
+            head.insert(0, '\n');
+        }
+        if !head.is_empty() {
+            self.batch.insert_str(0, &head);
+        }
+        let batch_bytes = self.batch.len() as u64;
+        if self.file.is_none() {
+            fs::create_dir_all(&self.folder)?;
+            self.open()?;
+        }
+        if self.file_bytes > 0 && self.file_bytes + batch_bytes > self.file_bytes_max {
+            self.file = None;
+            fs::rename(self.folder.join(LOG_FILE), self.folder.join(OLD_LOG_FILE))?;
+            self.open()?;
+        }
+        let Some(file) = &mut self.file else { return Err(io::ErrorKind::NotFound.into()) };
+        let written = file.write_all(self.batch.as_bytes());
+        self.is_torn = written.is_err();
+        self.file_bytes += batch_bytes;
+        written
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        let path = self.folder.join(LOG_FILE);
+        let file = OpenOptions::new().append(true).create(true).open(path)?;
+        self.file_bytes = file.metadata()?.len();
+        self.file = Some(file);
+        Ok(())
+    }
+}
+
+const BATCH_BYTES_KEPT: usize = 16 << 10;
+
+fn unix_ms() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::Scratch;
+
+    fn written(scratch: &Scratch, name: &str) -> Vec<String> {
+        let text = fs::read_to_string(scratch.path().join(name)).unwrap_or_default();
+        let without_time = |line: &str| line.split_once(' ').unwrap().1.to_string();
+        text.lines().map(without_time).collect()
+    }
+
+    #[test]
+    fn streams_are_cut_into_lines_of_their_own() {
+        let scratch = Scratch::new();
+        let mut log = Log::new(scratch.path().join("logs"));
+        log.feed_out(b"half ");
+        log.feed_err(b"bad \xff\r\n");
+        log.note("note");
+        log.feed_out(b"line\nrest");
+        log.finish_streams();
+        let lines = written(&scratch, "logs/agent.log");
+        assert_eq!(lines, ["err bad \u{fffd}", "bridge note", "out half line", "out rest"]);
+    }
+
+    #[test]
+    fn a_line_of_8_kib_is_whole_and_a_longer_one_is_cut() {
+        let scratch = Scratch::new();
+        let mut log = Log::new(scratch.path().into());
+        log.feed_out(&[&[b'a'; LINE_BYTES_MAX][..], b"\n"].concat());
+        log.feed_out(&[&[b'b'; LINE_BYTES_MAX + 1][..], b"\nnext\n"].concat());
+        log.line(Stream::Out, &[b'c'; LINE_BYTES_MAX + 1]);
+        let lines = written(&scratch, LOG_FILE);
+        assert_eq!(lines[0], format!("out {}", "a".repeat(LINE_BYTES_MAX)));
+        assert_eq!(lines[1], format!("out {} …", "b".repeat(LINE_BYTES_MAX)));
+        assert_eq!(lines[2], "out next");
+        assert_eq!(lines[3], format!("out {} …", "c".repeat(LINE_BYTES_MAX)));
+    }
+
+    #[test]
+    fn a_full_file_becomes_the_old_one() {
+        let scratch = Scratch::new();
+        let mut log = Log::new(scratch.path().into());
+        log.file_bytes_max = 100;
+        for number in 0..10 {
+            log.note(&format!("line {number}"));
+        }
+        let old = written(&scratch, OLD_LOG_FILE);
+        let new = written(&scratch, LOG_FILE);
+        let lines: Vec<_> = old.iter().chain(&new).collect();
+        assert!((2..=8).contains(&lines.len()), "{lines:?}");
+        assert_eq!(lines.last().unwrap().as_str(), "bridge line 9");
+        for name in [LOG_FILE, OLD_LOG_FILE] {
+            assert!(fs::metadata(scratch.path().join(name)).unwrap().len() <= 100);
+        }
+    }
+
+    #[test]
+    fn a_log_goes_on_where_it_was_left() {
+        let scratch = Scratch::new();
+        Log::new(scratch.path().into()).note("first life");
+        Log::new(scratch.path().into()).note("second life");
+        assert_eq!(written(&scratch, LOG_FILE), ["bridge first life", "bridge second life"]);
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted_and_told() {
+        let scratch = Scratch::new();
+        let folder = scratch.path().join("logs");
+        fs::write(&folder, "a file where the folder should be").unwrap();
+        let mut log = Log::new(folder.clone());
+        log.feed_err(b"one\ntwo\n");
+        log.note("three");
+        assert!(log.tail().contains("err two"));
+        fs::remove_file(&folder).unwrap();
+        log.note("four");
+        log.note("five");
+        let lines = written(&scratch, "logs/agent.log");
+        assert_eq!(lines, ["bridge 3 lines could not be written", "bridge four", "bridge five"]);
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_and_nothing_else() {
+        let scratch = Scratch::new();
+        std::os::unix::fs::symlink("/dev/full", scratch.path().join(LOG_FILE)).unwrap();
+        let mut log = Log::new(scratch.path().into());
+        log.feed_out(b"lost\n");
+        assert_eq!(log.lines_dropped, 1);
+        fs::remove_file(scratch.path().join(LOG_FILE)).unwrap();
+        log.note("after");
+        let lines = written_after_tear(&scratch);
+        assert_eq!(lines, ["", "bridge 1 lines could not be written", "bridge after"]);
+    }
+
+    fn written_after_tear(scratch: &Scratch) -> Vec<String> {
+        let text = fs::read_to_string(scratch.path().join(LOG_FILE)).unwrap();
+        let without_time = |line: &str| line.split_once(' ').map_or("", |parts| parts.1).into();
+        text.lines().map(without_time).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn the_tail_is_the_last_lines_within_its_bound(sizes in prop::collection::vec(0usize..9000, 0..12)) {
+            let scratch = Scratch::new();
+            let mut log = Log::new(scratch.path().into());
+            for (number, size) in sizes.iter().enumerate() {
+                log.note(&format!("{number}:{}", "x".repeat(*size)));
+            }
+            let tail = log.tail();
+            prop_assert!(tail.len() <= LOG_TAIL_BYTES_MAX);
+            let all = fs::read_to_string(scratch.path().join(LOG_FILE)).unwrap_or_default();
+            prop_assert!(all.trim_end_matches('\n').ends_with(&tail));
+            prop_assert_eq!(tail.is_empty(), sizes.is_empty());
+        }
+    }
+}
