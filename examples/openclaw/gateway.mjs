@@ -13,7 +13,8 @@
 // Usage: node gateway.mjs --port N [--workspace DIR] [--config FILE] [--openclaw DIR]
 
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, realpathSync, renameSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, realpathSync } from "node:fs";
+import { renameSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
@@ -79,6 +80,7 @@ function copyConfig(template, configFile) {
   if (wanted === null) {
     throw new SetupError(`${template} is not a JSON object`);
   }
+  refuseMissingVariables(template, text);
   const digest = createHash("sha256").update(text).digest("hex");
   const digestFile = `${configFile}.template-sha256`;
   const present = existsSync(configFile) ? parseConfig(readFileSync(configFile, "utf8")) : null;
@@ -91,6 +93,16 @@ function copyConfig(template, configFile) {
   }
   writeWhole(configFile, `${JSON.stringify(wanted, null, 2)}\n`);
   writeWhole(digestFile, digest);
+}
+
+/** OpenClaw starts with an unknown `${NAME}` in place, looks healthy, and fails each message. */
+function refuseMissingVariables(template, text) {
+  const names = [...text.matchAll(/(?<!\$)\$\{([A-Z_][A-Z0-9_]*)\}/g)].map((match) => match[1]);
+  const missing = [...new Set(names)].filter((name) => !process.env[name]);
+  if (missing.length > 0) {
+    const list = missing.join(", ");
+    throw new SetupError(`${template} needs ${list}: set it in the agent's env or secrets`);
+  }
 }
 
 function parseConfig(text) {

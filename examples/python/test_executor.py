@@ -190,7 +190,8 @@ class Messages(unittest.TestCase):
         text = "Sure:\n```\nnot this\n```\n```python\nprint(1)\n```\nor\n```python\nprint(2)\n```"
         with Agent() as agent:
             self.assertEqual(agent.ask(text), "1\n")
-            self.assertEqual(agent.ask("please\n- so:\n  ```py\n  if 1:\n    print(3)\n  ```"), "3\n")
+            listed = "please\n- so:\n  ```py\n  if 1:\n    print(3)\n  ```"
+            self.assertEqual(agent.ask(listed), "3\n")
             self.assertEqual(agent.ask("unmarked:\n```\n4\n```\nthanks"), "4\n")
             self.assertEqual(agent.ask("cut off:\n```python\n5\n"), "5\n")
 
