@@ -4,8 +4,14 @@
 //! Invariants: a chore that failed exits with 1 and says what to do, wrong usage exits with 2.
 //! Absent: anything that ships in a release.
 
+mod ci;
+mod elf;
+mod fuzz;
+mod process;
+mod static_bridge;
 mod terminal;
 mod tidy;
+mod toolchain;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -20,12 +26,32 @@ struct Command {
     run: fn(&[String]) -> CommandResult,
 }
 
-const COMMANDS: &[Command] = &[Command {
-    name: "tidy",
-    usage: "tidy",
-    summary: "the rules of the tree: sizes, layers, leftovers, pages, links",
-    run: tidy::command,
-}];
+const COMMANDS: &[Command] = &[
+    Command {
+        name: "ci",
+        usage: "ci [STEP…]",
+        summary: "everything a change must pass, in order (or only the named steps)",
+        run: ci::command,
+    },
+    Command {
+        name: "tidy",
+        usage: "tidy",
+        summary: "the rules of the tree: sizes, layers, leftovers, pages, links",
+        run: tidy::command,
+    },
+    Command {
+        name: "fuzz",
+        usage: "fuzz [--seconds N] [TARGET [INPUT…]]",
+        summary: "fuzz every target (or one), or replay inputs on one",
+        run: fuzz::command,
+    },
+    Command {
+        name: "bridge",
+        usage: "bridge",
+        summary: "build the static dormouse-bridge and prove that it is static",
+        run: static_bridge::command,
+    },
+];
 
 const EXIT_USAGE: u8 = 2;
 
@@ -116,8 +142,11 @@ mod tests {
 
     #[test]
     fn a_usage_error_shows_the_usage_of_its_command() {
-        let error = UsageError::new("tidy", "no such target");
-        assert_eq!(error.to_string(), "no such target\nusage: cargo xtask tidy");
+        let error = UsageError::new("fuzz", "no such target");
+        assert_eq!(
+            error.to_string(),
+            "no such target\nusage: cargo xtask fuzz [--seconds N] [TARGET [INPUT…]]"
+        );
     }
 
     #[test]
