@@ -8,6 +8,7 @@ mod ci;
 mod elf;
 mod fuzz;
 mod process;
+mod provision;
 mod static_bridge;
 mod terminal;
 mod tidy;
@@ -16,6 +17,8 @@ mod toolchain;
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use provision::ProvisionError;
 
 type CommandResult = Result<ExitCode, Box<dyn Error>>;
 
@@ -38,6 +41,12 @@ const COMMANDS: &[Command] = &[
         usage: "tidy",
         summary: "the rules of the tree: sizes, layers, leftovers, pages, links",
         run: tidy::command,
+    },
+    Command {
+        name: "provision",
+        usage: "provision [all|openclaw|openai-client]…",
+        summary: "install the real programs that end-to-end tests talk to, under target/",
+        run: provision_parts,
     },
     Command {
         name: "fuzz",
@@ -96,6 +105,16 @@ fn main() -> ExitCode {
             let wrong_usage = error.is::<UsageError>();
             if wrong_usage { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
         }
+    }
+}
+
+fn provision_parts(arguments: &[String]) -> CommandResult {
+    match provision::provision(arguments) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error @ ProvisionError::UnknownPart(_)) => {
+            Err(UsageError::new("provision", error.to_string()).into())
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

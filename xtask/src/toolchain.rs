@@ -74,9 +74,9 @@ fn targets_of_kind_test(metadata: &Value) -> Vec<TestTarget> {
     found
 }
 
-/// Where cargo puts what it builds in this tree, whatever the environment says for others.
+/// Where cargo puts what it builds in this tree.
 pub(crate) fn target_folder(root: &Path) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+    root.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
 #[cfg(test)]
