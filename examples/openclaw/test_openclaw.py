@@ -1,4 +1,6 @@
-"""What gateway.mjs and scripted_model.py promise, without OpenClaw: a stand-in says how it was started.
+"""What gateway.mjs and scripted_model.py promise, without OpenClaw.
+
+A stand-in for the package says how it was started.
 
 Run: python3 -m unittest test_openclaw -v   (in this folder; the launcher's tests need node)
 Absent: the real gateway, which the end-to-end tests start.
