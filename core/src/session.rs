@@ -417,6 +417,12 @@ impl Instance {
         }
     }
 
+    /// Whether its bridge is known to have been executed: it said hello, or did so to an earlier
+    /// daemon, as what it led to shows.
+    fn was_seen(&self) -> bool {
+        self.boot.is_some() || self.ready_at.is_some() || self.turn.is_some()
+    }
+
     /// When nothing will have needed it for the whole idle limit.
     fn idle_at(&self, now: Monotonic, policy: &AgentPolicy) -> Monotonic {
         let idle_at = self.last_activity + policy.stop_after;

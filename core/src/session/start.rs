@@ -101,6 +101,11 @@ impl Session {
 
     /// The driver could not execute a bridge: nothing exists, so there is no exit to wait for.
     pub(super) fn start_failed(&mut self, error: String, ctx: &mut Context<'_>) {
+        if self.instance().was_seen() {
+            // A bridge that said hello was executed, whatever the driver thinks; its exit will tell.
+            ctx.effects.stale += 1;
+            return;
+        }
         match self.phase {
             Phase::Starting | Phase::Stopping => {
                 self.instance = None;
@@ -115,8 +120,7 @@ impl Session {
                 };
                 self.enter_rest(restart, because, ctx);
             }
-            // A bridge that said hello was executed, whatever the driver thinks.
-            Phase::Awake | Phase::Draining => ctx.effects.stale += 1,
+            Phase::Awake | Phase::Draining => unreachable!("{} was ready unseen", self.id),
             Phase::Asleep | Phase::Backoff => unreachable!("{} passed the fence", self.id),
         }
     }

@@ -662,3 +662,28 @@ fn messages_of_an_agent_that_is_not_configured_any_more_are_kept() {
         "#]],
     );
 }
+
+#[test]
+fn a_start_that_failed_is_not_believed_of_an_instance_that_was_ready_before() {
+    check(
+        r#"given send m1 to a/k · bridge attaches · ready
+           the daemon dies and comes back
+           driver cannot start "timed out"
+           +1m
+           driver cannot start "timed out""#,
+        expect![[r#"
+            0s          the daemon dies and comes back
+                journal: awake: the daemon came back and found 1 message waiting
+            0s          driver cannot start "timed out"
+                counted as stale: 1
+            0s          +1m
+            1m          …
+                journal: awake → stopping: its bridge was not connected for 1 min
+                command: kill a/k#1
+            1m          driver cannot start "timed out"
+                counted as stale: 1
+            a/k stopping, generation 1
+              m1 with the agent
+        "#]],
+    );
+}

@@ -502,6 +502,75 @@ fn a_driver_that_cannot_start_is_tried_again_after_growing_pauses() {
 }
 
 #[test]
+fn a_start_that_failed_according_to_the_driver_does_not_undo_a_bridge_that_is_there() {
+    check(
+        r#"given send m1 to a/k
+           bridge attaches
+           driver cannot start "timed out"
+           ready
+           driver cannot start "timed out"
+           +10m
+           driver cannot start "timed out"
+           agent dies of signal 15, asked by daemon"#,
+        expect![[r#"
+            0s          bridge attaches
+                command: admit a/k#1, boot 1, execute the agent
+            0s          driver cannot start "timed out"
+                counted as stale: 1
+            0s          ready
+                journal: starting → awake: the agent was ready after 0 ms
+                journal: awake: m1 was handed to the agent, attempt 1
+                m1 hears: delivered, attempt 1
+                command: deliver m1.1 to a/k#1
+            0s          driver cannot start "timed out"
+                counted as stale: 1
+            0s          +10m
+            5m          …
+                m1 hears: no progress for 5 min
+            10m         …
+                journal: awake → stopping: m1 showed no progress for 10 min
+                command: stop a/k#1, grace 10 s
+            10m         driver cannot start "timed out"
+                counted as stale: 1
+            10m         agent dies of signal 15, asked by daemon
+                journal: stopping: m1 was cut short; attempt 1 is counted
+                journal: stopping → asleep: the agent was ended by signal 15, as asked (turn
+                    stuck) [turn_stuck]
+                journal: asleep → starting: 1 message to answer
+                m1 hears: the agent showed no sign of progress for too long; attempt 2 is due
+                    now [turn_stuck]
+                m1 hears: waking, about 0 ms
+                command: release a/k#1
+                command: start a/k#2
+            a/k starting, generation 2, failures 1
+              m1 pending
+        "#]],
+    );
+}
+
+#[test]
+fn a_start_that_fails_after_it_was_called_off_is_the_end_of_the_instance() {
+    check(
+        r#"given send m1 to a/k
+           stop a/k
+           driver cannot start "no space left""#,
+        expect![[r#"
+            0s          stop a/k
+                journal: starting → stopping: ops asked to stop it
+                answer: accepted, 1 waiting
+                command: kill a/k#1
+            0s          driver cannot start "no space left"
+                journal: stopping → asleep: it could not be started: no space left
+                journal: asleep → starting: 1 message to answer
+                m1 hears: waking
+                command: start a/k#2
+            a/k starting, generation 2, failures 1
+              m1 pending
+        "#]],
+    );
+}
+
+#[test]
 fn an_agent_that_cannot_be_executed_says_so() {
     check(
         r#"given send m1 to a/k · driver starts · bridge attaches
