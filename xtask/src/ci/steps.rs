@@ -203,11 +203,13 @@ fn run_tests(tally: &mut Tally) -> Result<(), StepError> {
         return count(&command, Runner::Nextest, Least::One, tally);
     }
     let arguments = ["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins"];
-    count(&cargo(&arguments), Runner::CargoTest, Least::One, tally)?;
+    let units = count(&cargo(&arguments), Runner::CargoTest, Least::One, tally);
     if chosen.is_empty() {
-        return Ok(());
+        return units;
     }
-    count(&one_at_a_time(&chosen), Runner::CargoTest, Least::One, tally)
+    // One run shows everything that is wrong.
+    let integration = count(&one_at_a_time(&chosen), Runner::CargoTest, Least::One, tally);
+    units.and(integration)
 }
 
 fn run_doc_tests(tally: &mut Tally) -> Result<(), StepError> {
