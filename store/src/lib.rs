@@ -1,1 +1,33 @@
-//! Not built yet.
+//! The memory of Dormouse: SQLite in the data folder, one transaction per batch.
+//!
+//! Read in this order: `writer` (the one writer and its batches) → `apply` (what each write is in
+//! SQL) → `recover` (what the engine reads back) → `reader` (pages for people) → the migrations
+//! (the tables, each with its words) → `connection`, `lock`, `rows`, `error`, `prune`, `keys`.
+//!
+//! Owner: the engine's thread owns the one `Store`; anybody may open a `Reader`.
+//! Invariants: accepted is durable (FAULTS I1); terminal states absorb (I2); after an error that
+//! leaves a doubt nothing succeeds any more (I21). Absent: decisions, clocks, retries.
+
+mod apply;
+mod connection;
+mod error;
+mod keys;
+mod lock;
+mod migrations;
+mod prune;
+mod reader;
+mod recover;
+mod rows;
+mod views;
+mod writer;
+
+pub use apply::EXITS_PER_SESSION;
+pub use error::{ApplyError, CommitError, OpenError, ReadError};
+pub use keys::KeyRecord;
+pub use prune::{PruneError, Pruned};
+pub use reader::Reader;
+pub use views::{
+    AgentSessions, Counts, LastExit, MessageFilter, MessageView, QueuedView, SessionFilter,
+    SessionPage, SessionView,
+};
+pub use writer::{Batch, Store};

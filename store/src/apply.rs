@@ -1,0 +1,344 @@
+//! What each `Write` of the core is in SQL.
+//!
+//! Owner: the engine, through `Batch`. Invariants: a write that does not change exactly the row it
+//! means is a contradiction between the core and the disk, and fatal; answered, dead and cancelled
+//! are absorbing; a lease raises the attempts by one, and only the generation that holds a lease
+//! can answer it. Absent: decisions.
+
+use dormouse_core::cause::Cause;
+use dormouse_core::command::Write;
+use dormouse_core::id::{Generation, MessageId, Subject, TurnId};
+use dormouse_core::journal::Decision;
+use dormouse_core::limits::JOURNAL_ROWS_PER_SESSION;
+use dormouse_core::record::{ExitRecord, MessageRecord, MessageState, SessionRecord};
+use dormouse_core::time::Wall;
+use rusqlite::{Params, params};
+
+use crate::error::{ApplyError, Severity};
+use crate::rows::{at, integer, stop_word};
+use crate::writer::Batch;
+
+/// Exits kept per session, by generation; older ones go first.
+pub const EXITS_PER_SESSION: u64 = 100;
+
+/// Journal rows that a session may have beyond its bound before they are removed together.
+const JOURNAL_ROWS_SLACK: u64 = 100;
+
+impl Batch<'_> {
+    /// Makes one change of the core part of this batch.
+    ///
+    /// After `Full` the batch can only be dropped. `Invariant` and `Failed` halt the store: the
+    /// core and the disk disagree, or the disk cannot be trusted, and the process must end.
+    pub fn apply(&mut self, write: &Write) -> Result<(), ApplyError> {
+        self.change(|batch| match write {
+            Write::PutSession(record) => batch.put_session(record),
+            Write::InsertMessage(record) => batch.insert_message(record),
+            Write::LeaseDelivery { turn, generation, at } => batch.lease(*turn, *generation, *at),
+            Write::ReturnDelivery { message, excused, not_before } => {
+                batch.give_back(*message, *excused, *not_before)
+            }
+            Write::AnswerMessage { turn, generation, at, text, exit_code } => {
+                batch.answer(*turn, *generation, *at, text, *exit_code)
+            }
+            Write::BuryMessage { message, at, cause, detail, exit_code } => {
+                batch.bury(*message, *at, *cause, detail, *exit_code)
+            }
+            Write::CancelMessage { message, at, by } => batch.cancel(*message, *at, by),
+            Write::MarkRedriven { message, new_id } => batch.mark_redriven(*message, *new_id),
+            Write::DropDeadLetter { message, at, by } => batch.drop_letter(*message, *at, by),
+            Write::InsertExit(record) => batch.insert_exit(record),
+            Write::InsertDecision(decision) => batch.insert_decision(decision),
+        })
+    }
+
+    fn put_session(&mut self, record: &SessionRecord) -> Result<(), ApplyError> {
+        // Whom it belongs to and its beginning stay; the generation is a fence and only rises.
+        const SQL: &str = "\
+            INSERT INTO session (id, agent, subject, created_at_ms, phase, generation, failures, \
+              backoff_until_ms, stop, wake_wanted, start_took_ms, last_failure) \
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) \
+            ON CONFLICT (id) DO UPDATE SET phase = excluded.phase, \
+              generation = excluded.generation, failures = excluded.failures, \
+              backoff_until_ms = excluded.backoff_until_ms, stop = excluded.stop, \
+              wake_wanted = excluded.wake_wanted, start_took_ms = excluded.start_took_ms, \
+              last_failure = excluded.last_failure \
+            WHERE subject = excluded.subject AND created_at_ms = excluded.created_at_ms \
+              AND generation <= excluded.generation";
+        let phase = record.phase.to_string();
+        let row = params![
+            record.id.as_str(),
+            record.id.agent(),
+            record.subject.as_str(),
+            at(record.created_at),
+            phase,
+            integer(record.generation.0),
+            record.failures,
+            record.backoff_until.map(at),
+            record.stop.map(stop_word),
+            record.wake_wanted,
+            record.start_took_ms.map(integer),
+            record.last_failure.map(|cause| cause.code()),
+        ];
+        self.change_one("PutSession", record.id.as_str(), SQL, row)
+    }
+
+    fn insert_message(&mut self, record: &MessageRecord) -> Result<(), ApplyError> {
+        const SQL: &str = "\
+            INSERT INTO message (id, session, subject, state, bytes, accepted_at_ms, attempts, \
+              excused, redrive_of, idempotency_key, idempotency_digest) \
+            VALUES (?1, ?2, ?3, 'pending', ?4, ?5, 0, 0, ?6, ?7, ?8)";
+        const SQL_TEXT: &str = "INSERT INTO message_text (seq, text) VALUES (?1, ?2)";
+        let id = record.id.to_string();
+        if self.newest_message.is_some_and(|newest| newest >= record.id) {
+            // Recovery restores the order of acceptance from the order of ids.
+            return Err(ApplyError::Invariant { write: "InsertMessage", what: id });
+        }
+        let idempotency = record.idempotency.as_ref();
+        let row = params![
+            id,
+            record.session.as_str(),
+            record.subject.as_str(),
+            integer(record.text.len() as u64),
+            at(record.accepted_at),
+            record.redrive_of.map(|dead| dead.to_string()),
+            idempotency.map(|idempotency| idempotency.key.as_str()),
+            idempotency.map(|idempotency| idempotency.digest.as_str()),
+        ];
+        self.change_one("InsertMessage", &id, SQL, row)?;
+        let seq = self.last_insert_rowid();
+        self.change_one("InsertMessage", &id, SQL_TEXT, params![seq, record.text])?;
+        self.newest_message = Some(record.id);
+        self.count(None, MessageState::Pending);
+        Ok(())
+    }
+
+    fn lease(
+        &mut self,
+        turn: TurnId,
+        generation: Generation,
+        when: Wall,
+    ) -> Result<(), ApplyError> {
+        const SQL: &str = "\
+            UPDATE message SET state = 'leased', attempts = ?2, leased_generation = ?3, \
+              leased_at_ms = ?4, not_before_ms = NULL \
+            WHERE id = ?1 AND state = 'pending' AND attempts = ?2 - 1";
+        let id = turn.message.to_string();
+        let row = params![id, turn.attempt, integer(generation.0), at(when)];
+        self.change_one("LeaseDelivery", &id, SQL, row)?;
+        self.count(Some(MessageState::Pending), MessageState::Leased);
+        Ok(())
+    }
+
+    fn give_back(
+        &mut self,
+        message: MessageId,
+        excused: u32,
+        not_before: Option<Wall>,
+    ) -> Result<(), ApplyError> {
+        const SQL: &str = "\
+            UPDATE message SET state = 'pending', excused = ?2, leased_generation = NULL, \
+              not_before_ms = ?3 \
+            WHERE id = ?1 AND state = 'leased' AND ?2 BETWEEN excused AND attempts";
+        let id = message.to_string();
+        self.change_one("ReturnDelivery", &id, SQL, params![id, excused, not_before.map(at)])?;
+        self.count(Some(MessageState::Leased), MessageState::Pending);
+        Ok(())
+    }
+
+    fn answer(
+        &mut self,
+        turn: TurnId,
+        generation: Generation,
+        when: Wall,
+        text: &str,
+        exit_code: Option<i32>,
+    ) -> Result<(), ApplyError> {
+        const SQL: &str = "\
+            UPDATE message SET state = 'answered', ended_at_ms = ?4, exit_code = ?5, \
+              leased_generation = NULL \
+            WHERE id = ?1 AND state = 'leased' AND attempts = ?2 AND leased_generation = ?3";
+        const SQL_REPLY: &str = "\
+            INSERT INTO message_reply (seq, text) SELECT seq, ?2 FROM message WHERE id = ?1";
+        let id = turn.message.to_string();
+        let row = params![id, turn.attempt, integer(generation.0), at(when), exit_code];
+        self.change_one("AnswerMessage", &id, SQL, row)?;
+        self.change_one("AnswerMessage", &id, SQL_REPLY, params![id, text])?;
+        self.count(Some(MessageState::Leased), MessageState::Answered);
+        Ok(())
+    }
+
+    fn bury(
+        &mut self,
+        message: MessageId,
+        when: Wall,
+        cause: Cause,
+        detail: &str,
+        exit_code: Option<i32>,
+    ) -> Result<(), ApplyError> {
+        const SQL: &str = "\
+            UPDATE message SET state = 'dead', ended_at_ms = ?2, cause = ?3, detail = ?4, \
+              exit_code = ?5, leased_generation = NULL, not_before_ms = NULL \
+            WHERE id = ?1 AND state = ?6";
+        let id = message.to_string();
+        let from = self.state_before_end("BuryMessage", &id)?;
+        let from_word = crate::rows::state_word(from);
+        let row = params![id, at(when), cause.code(), detail, exit_code, from_word];
+        self.change_one("BuryMessage", &id, SQL, row)?;
+        self.count(Some(from), MessageState::Dead);
+        Ok(())
+    }
+
+    fn cancel(&mut self, message: MessageId, when: Wall, by: &Subject) -> Result<(), ApplyError> {
+        const SQL: &str = "\
+            UPDATE message SET state = 'cancelled', ended_at_ms = ?2, ended_by = ?3, \
+              leased_generation = NULL, not_before_ms = NULL \
+            WHERE id = ?1 AND state = ?4";
+        let id = message.to_string();
+        let from = self.state_before_end("CancelMessage", &id)?;
+        let row = params![id, at(when), by.as_str(), crate::rows::state_word(from)];
+        self.change_one("CancelMessage", &id, SQL, row)?;
+        self.count(Some(from), MessageState::Cancelled);
+        Ok(())
+    }
+
+    /// Which of the two counted states a message leaves that ends now.
+    fn state_before_end(
+        &mut self,
+        write: &'static str,
+        id: &str,
+    ) -> Result<MessageState, ApplyError> {
+        const SQL: &str = "SELECT state = 'leased' FROM message WHERE id = ?1 AND ended_at_ms IS NULL";
+        let found = self
+            .statement(SQL)
+            .and_then(|mut statement| statement.query_row([id], |row| row.get(0)));
+        match found {
+            Ok(true) => Ok(MessageState::Leased),
+            Ok(false) => Ok(MessageState::Pending),
+            Err(rusqlite::Error::QueryReturnedNoRows) => {
+                Err(ApplyError::Invariant { write, what: id.to_owned() })
+            }
+            Err(source) => Err(ApplyError::Failed { source }),
+        }
+    }
+
+    fn mark_redriven(&mut self, message: MessageId, new_id: MessageId) -> Result<(), ApplyError> {
+        const SQL: &str = "\
+            UPDATE message SET redriven_as = ?2 \
+            WHERE id = ?1 AND state = 'dead' AND redriven_as IS NULL AND dropped_at_ms IS NULL";
+        let id = message.to_string();
+        self.change_one("MarkRedriven", &id, SQL, params![id, new_id.to_string()])
+    }
+
+    fn drop_letter(
+        &mut self,
+        message: MessageId,
+        when: Wall,
+        by: &Subject,
+    ) -> Result<(), ApplyError> {
+        const SQL: &str = "\
+            UPDATE message SET dropped_at_ms = ?2, ended_by = ?3 \
+            WHERE id = ?1 AND state = 'dead' AND dropped_at_ms IS NULL";
+        let id = message.to_string();
+        self.change_one("DropDeadLetter", &id, SQL, params![id, at(when), by.as_str()])
+    }
+
+    fn insert_exit(&mut self, record: &ExitRecord) -> Result<(), ApplyError> {
+        const SQL: &str = "\
+            INSERT INTO exit (session, generation, at_ms, phase, cause, message_in_flight, evidence) \
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+        const SQL_TRIM: &str = "DELETE FROM exit WHERE session = ?1 AND generation <= ?2";
+        let session = record.session.as_str();
+        let what = format!("{session}#{}", record.generation);
+        let evidence = json("InsertExit", &what, serde_json::to_string(&record.evidence))?;
+        let row = params![
+            session,
+            integer(record.generation.0),
+            at(record.at),
+            record.phase.to_string(),
+            record.cause.map(|cause| cause.code()),
+            record.message_in_flight.map(|message| message.to_string()),
+            evidence,
+        ];
+        self.change_one("InsertExit", &what, SQL, row)?;
+        if let Some(newest_to_go) = record.generation.0.checked_sub(EXITS_PER_SESSION) {
+            self.execute_counted("InsertExit", &what, SQL_TRIM, params![
+                session,
+                integer(newest_to_go)
+            ])?;
+        }
+        Ok(())
+    }
+
+    fn insert_decision(&mut self, decision: &Decision) -> Result<(), ApplyError> {
+        const SQL: &str = "\
+            INSERT INTO journal (session, n, at_ms, generation, from_phase, to_phase, because) \
+            SELECT ?1, 1 + coalesce((SELECT max(n) FROM journal WHERE session = ?1), 0), \
+              ?2, ?3, ?4, ?5, ?6 \
+            RETURNING n";
+        const SQL_TRIM: &str = "DELETE FROM journal WHERE session = ?1 AND n <= ?2";
+        let session = decision.session.as_str();
+        let because = json("InsertDecision", session, serde_json::to_string(&decision.because))?;
+        let row = params![
+            session,
+            at(decision.at),
+            integer(decision.generation.0),
+            decision.from.to_string(),
+            decision.to.to_string(),
+            because,
+        ];
+        let n: i64 = self
+            .statement(SQL)
+            .and_then(|mut statement| statement.query_row(row, |row| row.get(0)))
+            .map_err(|source| failure("InsertDecision", session, source))?;
+        // Numbers have no gaps, so the rows are counted by their newest number.
+        let n = n.unsigned_abs();
+        if n > JOURNAL_ROWS_PER_SESSION && n.is_multiple_of(JOURNAL_ROWS_SLACK) {
+            let newest_to_go = integer(n - JOURNAL_ROWS_PER_SESSION);
+            let row = params![session, newest_to_go];
+            self.execute_counted("InsertDecision", session, SQL_TRIM, row)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a statement that must change exactly one row.
+    pub(crate) fn change_one(
+        &self,
+        write: &'static str,
+        what: &str,
+        sql: &str,
+        row: impl Params,
+    ) -> Result<(), ApplyError> {
+        match self.execute_counted(write, what, sql, row)? {
+            1 => Ok(()),
+            _other => Err(ApplyError::Invariant { write, what: what.to_owned() }),
+        }
+    }
+
+    pub(crate) fn execute_counted(
+        &self,
+        write: &'static str,
+        what: &str,
+        sql: &str,
+        row: impl Params,
+    ) -> Result<usize, ApplyError> {
+        self.statement(sql)
+            .and_then(|mut statement| statement.execute(row))
+            .map_err(|source| failure(write, what, source))
+    }
+}
+
+pub(crate) fn failure(write: &'static str, what: &str, source: rusqlite::Error) -> ApplyError {
+    match Severity::of(&source) {
+        Severity::Full => ApplyError::Full { source },
+        Severity::Contradiction => ApplyError::Invariant { write, what: format!("{what} ({source})") },
+        Severity::Fatal => ApplyError::Failed { source },
+    }
+}
+
+fn json(
+    write: &'static str,
+    what: &str,
+    encoded: serde_json::Result<String>,
+) -> Result<String, ApplyError> {
+    encoded.map_err(|error| ApplyError::Invariant { write, what: format!("{what} ({error})") })
+}
