@@ -80,6 +80,7 @@ impl Session {
                 RequestOutcome::Denied(DeniedBecause::MessagesWaiting { waiting })
             }
             Phase::Backoff => {
+                self.wake_wanted = false;
                 self.end_backoff(Because::StopRequested { by }, ctx);
                 self.accepted()
             }

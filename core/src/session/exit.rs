@@ -38,7 +38,6 @@ impl Session {
         if let Some(cause) = cause {
             self.failures = self.failures.saturating_add(1);
             self.last_failure = Some(cause);
-            self.wake_wanted = false;
         }
         let restart = cause.and_then(|_| self.pause(ctx));
 

@@ -102,7 +102,7 @@ impl Session {
     /// The driver could not execute a bridge: nothing exists, so there is no exit to wait for.
     pub(super) fn start_failed(&mut self, error: String, ctx: &mut Context<'_>) {
         if self.instance().was_seen() {
-            // A bridge that said hello was executed, whatever the driver thinks; its exit will tell.
+            // It was executed, whatever the driver thinks; its exit will tell.
             ctx.effects.stale += 1;
             return;
         }
@@ -111,7 +111,6 @@ impl Session {
                 self.instance = None;
                 self.failures = self.failures.saturating_add(1);
                 self.last_failure = Some(Cause::StartFailed);
-                self.wake_wanted = false;
                 let restart = self.pause(ctx);
                 let because = Because::StartFailed {
                     error,

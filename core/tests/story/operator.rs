@@ -509,3 +509,94 @@ fn an_agent_that_ignores_the_stop_is_killed_and_killed_again_until_the_end_is_co
         "#]],
     );
 }
+
+#[test]
+fn a_restart_that_was_accepted_is_carried_out_although_the_agent_crashes_first() {
+    check(
+        r#"agent a: attempts 1
+           given send m1 to a/k · bridge attaches · ready
+           restart a/k
+           agent exits with 1
+           bridge attaches · ready"#,
+        expect![[r#"
+            0s          restart a/k
+                journal: awake → draining: ops asked to restart it
+                answer: accepted, 1 waiting
+            0s          agent exits with 1
+                journal: draining: m1 was cut short; attempt 1 is counted
+                journal: draining: m1 was dead-lettered after 1 attempt [attempts_exhausted]
+                journal: draining → asleep: the agent ended with exit code 1 [agent_exited]
+                journal: asleep → starting: it was asked for
+                m1 hears: given up, after 1 attempts; the last: the agent's program ended by
+                    itself [attempts_exhausted]
+                command: release a/k#1
+                command: start a/k#2
+            0s          bridge attaches
+                command: admit a/k#2, boot 1, execute the agent
+            0s          ready
+                journal: starting → awake: the agent was ready after 0 ms
+            a/k awake, generation 2, failures 1
+              m1 dead [attempts_exhausted]
+        "#]],
+    );
+}
+
+#[test]
+fn a_wake_during_the_stop_of_a_stuck_agent_is_carried_out() {
+    check(
+        r#"agent a: attempts 1, stuck 10m
+           given send m1 to a/k · bridge attaches · ready · +10m
+           wake a/k
+           agent dies of signal 15, asked by daemon
+           agent exits with 1"#,
+        expect![[r#"
+            10m         wake a/k
+                journal: stopping: ops asked to wake it
+                answer: accepted, 1 waiting
+            10m         agent dies of signal 15, asked by daemon
+                journal: stopping: m1 was cut short; attempt 1 is counted
+                journal: stopping: m1 was dead-lettered after 1 attempt [attempts_exhausted]
+                journal: stopping → asleep: the agent was ended by signal 15, as asked (turn
+                    stuck) [turn_stuck]
+                journal: asleep → starting: it was asked for
+                m1 hears: given up, after 1 attempts; the last: the agent showed no sign of
+                    progress for too long [attempts_exhausted]
+                command: release a/k#1
+                command: start a/k#2
+            10m         agent exits with 1
+                journal: starting → backoff: the agent ended with exit code 1 [agent_exited];
+                    failure 2 in a row, so the next start has to wait
+                command: release a/k#2
+            a/k backoff, generation 2, failures 2
+              m1 dead [attempts_exhausted]
+        "#]],
+    );
+}
+
+#[test]
+fn a_stop_in_backoff_takes_back_an_earlier_wish_to_restart() {
+    check(
+        r#"agent a: attempts 1
+           given send m1 to a/k · bridge attaches · agent exits with 1 · bridge attaches · ready
+           given restart a/k
+           agent exits with 1
+           stop a/k
+           +1h"#,
+        expect![[r#"
+            0s          agent exits with 1
+                journal: draining: m1 was cut short; attempt 1 is counted
+                journal: draining: m1 was dead-lettered after 1 attempt [attempts_exhausted]
+                journal: draining → backoff: the agent ended with exit code 1 [agent_exited];
+                    failure 2 in a row, so the next start has to wait
+                m1 hears: given up, after 1 attempts; the last: the agent's program ended by
+                    itself [attempts_exhausted]
+                command: release a/k#2
+            0s          stop a/k
+                journal: backoff → asleep: ops asked to stop it
+                answer: accepted, 0 waiting
+            0s          +1h
+            a/k asleep, generation 2, failures 2
+              m1 dead [attempts_exhausted]
+        "#]],
+    );
+}
