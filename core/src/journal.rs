@@ -180,7 +180,8 @@ fn span(ms: u64) -> String {
     human_span(Duration::from_millis(ms))
 }
 
-fn count(n: usize, one: &str, many: &str) -> String {
+/// "1 message", "2 messages".
+pub(crate) fn count(n: u64, one: &str, many: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {many}") }
 }
 
@@ -188,7 +189,7 @@ impl fmt::Display for Because {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Because::MessagesWait { waiting } => {
-                write!(f, "{} to answer", count(*waiting, "message", "messages"))
+                write!(f, "{} to answer", count(*waiting as u64, "message", "messages"))
             }
             Because::WakeRequested { by } => write!(f, "{by} asked to wake it"),
             Because::WakeWanted => f.write_str("it was asked for"),
@@ -201,7 +202,8 @@ impl fmt::Display for Because {
                 write!(f, "{} was handed to the agent, attempt {}", turn.message, turn.attempt)
             }
             Because::TurnAnswered { turn, took_ms, bytes } => {
-                write!(f, "{} was answered in {} ({bytes} bytes)", turn.message, span(*took_ms))
+                let bytes = count(*bytes, "byte", "bytes");
+                write!(f, "{} was answered in {} ({bytes})", turn.message, span(*took_ms))
             }
             Because::TurnFailed { turn, cause, message, retry_at } => {
                 let next = if retry_at.is_some() { "; it will be tried again" } else { "" };
@@ -212,14 +214,16 @@ impl fmt::Display for Because {
                 write!(f, "{} was cut short; attempt {} is {counted}", turn.message, turn.attempt)
             }
             Because::MessageBuried { message, cause, attempts } => {
-                let tries = count(*attempts as usize, "attempt", "attempts");
+                let tries = count(u64::from(*attempts), "attempt", "attempts");
                 write!(f, "{message} was dead-lettered after {tries} [{cause}]")
             }
             Because::MessageDropped { message, by } => write!(f, "{by} dropped {message}"),
             Because::MessageRedriven { dead, message, by } => {
                 write!(f, "{by} redrove {dead} as {message}")
             }
-            Because::WasIdle { idle_ms } => write!(f, "nothing needed it for {}", span(*idle_ms)),
+            Because::WasIdle { idle_ms } => {
+                write!(f, "nothing happened for {}, and nothing needs it", span(*idle_ms))
+            }
             Because::DrainFinished => f.write_str("its turn is finished"),
             Because::DrainTimeUp { turn: Some(turn) } => {
                 write!(f, "{} did not finish within the drain time", turn.message)
@@ -237,7 +241,9 @@ impl fmt::Display for Because {
             Because::BridgeUnreachable { for_ms } => {
                 write!(f, "its bridge was not connected for {}", span(*for_ms))
             }
-            Because::KillRepeated => f.write_str("its end was not confirmed; killed again"),
+            Because::KillRepeated => {
+                f.write_str("its end was not confirmed in time; ordered to be killed")
+            }
             Because::BrokeProtocol { what } => write!(f, "its bridge broke the protocol: {what}"),
             Because::HoldTaken { name, for_ms } => {
                 write!(f, "the agent asked to stay awake for {} ({name})", span(*for_ms))
@@ -252,7 +258,7 @@ impl fmt::Display for Because {
             }
             Because::BackoffEnded => f.write_str("the pause before the next start is over"),
             Because::Recovered { waiting } => {
-                let messages = count(*waiting, "message", "messages");
+                let messages = count(*waiting as u64, "message", "messages");
                 write!(f, "the daemon came back and found {messages} waiting")
             }
             Because::AgentNotConfigured => f.write_str("its agent is not in the config any more"),

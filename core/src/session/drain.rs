@@ -32,7 +32,9 @@ impl Session {
     }
 
     fn accepted(&self) -> RequestOutcome {
-        RequestOutcome::Accepted { waiting: self.queue.len() }
+        // What a draining instance works on is not left for the next one, if all goes well.
+        let finishing = usize::from(self.phase == Phase::Draining && self.turn().is_some());
+        RequestOutcome::Accepted { waiting: self.queue.len() - finishing }
     }
 
     fn want_wake(&mut self) {
@@ -73,6 +75,7 @@ impl Session {
                 }
                 self.wake_wanted = false;
                 self.dirty = true;
+                self.note(Because::StopRequested { by }, ctx);
                 self.accepted()
             }
             Phase::Asleep => RequestOutcome::Ignored(IgnoredBecause::AlreadyAsleep),

@@ -13,6 +13,7 @@ use crate::journal::{Because, ExitSummary};
 use crate::policy::RetrySafety;
 use crate::queue::AfterFailure;
 use crate::record::{ExitRecord, StopReason};
+use crate::session::turn::last_of;
 use crate::session::{Context, Session};
 
 const SIGKILL: i32 = 9;
@@ -72,8 +73,7 @@ impl Session {
         }
         match self.queue.fail(turn, ctx.policy.attempts, None) {
             AfterFailure::Exhausted { attempts } => {
-                let detail =
-                    format!("after {attempts} attempts; the last: {}", cause.plain_words());
+                let detail = last_of(attempts, cause.plain_words());
                 self.bury(turn, Cause::AttemptsExhausted, detail, None, ctx);
             }
             AfterFailure::Again { attempts, excused } => {

@@ -14,7 +14,7 @@ use crate::command::{
 use crate::event::{DeadLetter, Submission, TurnOutcome};
 use crate::hold::Taken;
 use crate::id::{MessageId, RequestId, Subject, TurnId};
-use crate::journal::Because;
+use crate::journal::{Because, count};
 use crate::limits;
 use crate::policy::RetrySafety;
 use crate::queue::AfterFailure;
@@ -229,7 +229,7 @@ impl Session {
         match self.queue.fail(turn, ctx.policy.attempts, Some(retry_at)) {
             AfterFailure::Exhausted { attempts } => {
                 self.note_failure(turn, cause, &message, None, ctx);
-                let detail = format!("after {attempts} attempts; the last: {message}");
+                let detail = last_of(attempts, &message);
                 self.bury(turn, Cause::AttemptsExhausted, detail, exit_code, ctx);
             }
             AfterFailure::Again { attempts, excused } => {
@@ -414,6 +414,11 @@ fn fresh_part(known: u64, offset: u64, mut text: String) -> Option<String> {
         return None;
     }
     Some(text.split_off(seen))
+}
+
+/// What a dead letter says of a message that was tried as often as is allowed.
+pub(super) fn last_of(attempts: u32, last: &str) -> String {
+    format!("after {}; the last: {last}", count(u64::from(attempts), "attempt", "attempts"))
 }
 
 /// Short enough for a journal row.

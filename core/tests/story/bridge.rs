@@ -73,7 +73,7 @@ fn a_turn_whose_frame_was_lost_is_delivered_again_under_the_same_id() {
                 command: admit a/k#1, boot 1
                 command: deliver m1.1 to a/k#1
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
             a/k awake, generation 1
@@ -97,7 +97,7 @@ fn a_result_that_was_ready_during_the_gap_is_taken_once_and_its_repeat_acknowled
             0s          bridge attaches ready, holding m1.1
                 command: admit a/k#1, boot 1
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
             0s          bridge detaches
@@ -130,7 +130,7 @@ fn a_message_without_a_connected_bridge_waits_for_it() {
                 command: admit a/k#1, boot 1
                 command: deliver m2.1 to a/k#1
             0s          agent answers m2 "2"
-                journal: awake: m2 was answered in 0 ms (1 bytes)
+                journal: awake: m2 was answered in 0 ms (1 byte)
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#1
             a/k awake, generation 1
@@ -163,7 +163,7 @@ fn a_second_bridge_of_the_same_start_is_refused() {
                 command: refuse a/k#1, boot 2, another bridge of this generation is connected
                 counted as stale: 1
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
             a/k awake, generation 1
@@ -207,7 +207,7 @@ fn a_bridge_that_stays_away_is_given_up_at_the_limit_and_the_turn_tried_elsewher
                 m1 hears: delivered, attempt 2
                 command: deliver m1.2 to a/k#2
             1m          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 2, "1"
                 command: acknowledge m1.2 to a/k#2
             a/k awake, generation 2
@@ -234,7 +234,7 @@ fn a_bridge_that_comes_back_too_late_is_killed_but_its_result_counts() {
                 command: admit a/k#1, boot 1
                 command: kill a/k#1
             1m          agent answers m1 "1"
-                journal: stopping: m1 was answered in 1 min (1 bytes)
+                journal: stopping: m1 was answered in 1 min (1 byte)
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
             1m          agent dies of signal 9, asked by driver
@@ -337,7 +337,7 @@ fn a_stop_without_a_connection_becomes_a_kill_in_time() {
             0s          +14s999ms
             14s999ms    +1ms
             15s         …
-                journal: stopping: its end was not confirmed; killed again
+                journal: stopping: its end was not confirmed in time; ordered to be killed
                 command: kill a/k#1
             15s         bridge is lost, asked by driver
                 journal: stopping → asleep: the bridge was gone without a report, as asked

@@ -23,7 +23,7 @@ fn a_jump_of_the_wall_clock_changes_no_limit() {
             29m59s999ms wall clock -400d
             29m59s999ms +1ms
             30m         …
-                journal: awake → stopping: nothing needed it for 30 min
+                journal: awake → stopping: nothing happened for 30 min, and nothing needs it
                 command: stop a/k#1, grace 10 s
             a/k stopping, generation 1
               m1 answered "1"
@@ -133,7 +133,8 @@ fn a_machine_that_was_suspended_ends_what_was_due_meanwhile() {
            nothing runs for 2h"#,
         expect![[r#"
             0s          nothing runs for 2h
-                journal: a/one awake → stopping: nothing needed it for 2 h
+                journal: a/one awake → stopping: nothing happened for 2 h, and nothing needs
+                    it
                 journal: a/two awake → stopping: m2 showed no progress for 2 h
                 command: stop a/one#1, grace 10 s
                 command: stop a/two#1, grace 10 s

@@ -28,7 +28,7 @@ fn in_asleep_with_a_message_that_waits_in_line() {
                 command: deliver m1.1 to a/one#1
                 command: start a/two#1
             0s          agent answers m1 "1"
-                journal: a/one awake: m1 was answered in 0 ms (1 bytes)
+                journal: a/one awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/one#1
             a/one awake, generation 1
@@ -64,7 +64,7 @@ fn in_starting_when_the_start_was_lost() {
                 m1 hears: delivered, attempt 1
                 command: deliver m1.1 to a/k#2
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#2
             a/k awake, generation 2
@@ -92,7 +92,7 @@ fn in_starting_when_the_start_was_carried_out() {
                 m1 hears: delivered, attempt 1
                 command: deliver m1.1 to a/k#1
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
             a/k awake, generation 1
@@ -118,7 +118,7 @@ fn in_starting_when_the_agent_became_ready_meanwhile() {
                 command: admit a/k#1, boot 1
                 command: deliver m1.1 to a/k#1
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
             a/k awake, generation 1
@@ -146,7 +146,7 @@ fn in_awake_idle() {
             20m10s      +29m49s999ms
             49m59s999ms +1ms
             50m         …
-                journal: awake → stopping: nothing needed it for 30 min
+                journal: awake → stopping: nothing happened for 30 min, and nothing needs it
                 command: stop a/k#1, grace 10 s
             a/k stopping, generation 1
               m1 answered "1"
@@ -168,7 +168,7 @@ fn in_awake_with_a_turn_whose_frame_was_lost() {
                 command: admit a/k#1, boot 1
                 command: deliver m1.1 to a/k#1
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
             a/k awake, generation 1
@@ -233,7 +233,7 @@ fn in_awake_with_a_turn_that_ended_meanwhile_and_whose_instance_is_gone() {
                 m1 hears: delivered, attempt 2
                 command: deliver m1.2 to a/k#2
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 2, "1"
                 command: acknowledge m1.2 to a/k#2
             a/k awake, generation 2
@@ -322,7 +322,7 @@ fn in_draining() {
             0s          bridge attaches ready, holding m1.1
                 command: admit a/k#1, boot 1
             0s          agent answers m1 "1"
-                journal: draining: m1 was answered in 0 ms (1 bytes)
+                journal: draining: m1 was answered in 0 ms (1 byte)
                 journal: draining → stopping: its turn is finished
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
@@ -375,7 +375,7 @@ fn in_stopping_when_the_bridge_does_not_come_back() {
             0s          +9s999ms
             9s999ms     +1ms
             10s         …
-                journal: stopping: its end was not confirmed; killed again
+                journal: stopping: its end was not confirmed in time; ordered to be killed
                 command: kill a/k#1
             10s         bridge is lost, asked by driver
                 journal: stopping → asleep: the bridge was gone without a report, as asked
@@ -598,7 +598,7 @@ fn a_running_session_of_an_agent_that_is_not_configured_any_more_finishes_and_sl
             0s          bridge attaches ready, holding m1.1
                 command: admit a/k#1, boot 1
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 journal: awake: m2 was handed to the agent, attempt 1
                 m1 hears: the answer of 1, "1"
                 m2 hears: delivered, attempt 1
@@ -611,7 +611,7 @@ fn a_running_session_of_an_agent_that_is_not_configured_any_more_finishes_and_sl
             0s          restart a/k
                 answer: denied, its agent is not configured
             0s          agent answers m2 "2"
-                journal: awake: m2 was answered in 0 ms (1 bytes)
+                journal: awake: m2 was answered in 0 ms (1 byte)
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#1
             0s          stop a/k

@@ -40,7 +40,7 @@ fn a_turn_longer_than_the_idle_limit_lives() {
             30m         +29m59s999ms
             59m59s999ms +1ms
             1h          …
-                journal: awake → stopping: nothing needed it for 30 min
+                journal: awake → stopping: nothing happened for 30 min, and nothing needs it
                 command: stop a/k#1, grace 10 s
             a/k stopping, generation 1
               m1 answered "..."
@@ -61,7 +61,7 @@ fn traffic_keeps_a_session_and_the_stop_is_one_limit_after_the_last_of_it() {
             40m         +29m59s999ms
             1h9m59s999ms +1ms
             1h10m       …
-                journal: awake → stopping: nothing needed it for 30 min
+                journal: awake → stopping: nothing happened for 30 min, and nothing needs it
                 command: stop a/k#1, grace 10 s
             a/k stopping, generation 1
               m1 answered "1"
@@ -89,7 +89,7 @@ fn a_message_just_before_the_stop_wins() {
                 command: deliver m2.1 to a/k#1
             29m59s999ms +1ms
             30m         agent answers m2 "2"
-                journal: awake: m2 was answered in 1 ms (1 bytes)
+                journal: awake: m2 was answered in 1 ms (1 byte)
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#1
             a/k awake, generation 1
@@ -111,7 +111,7 @@ fn a_message_just_after_the_stop_wakes_a_new_instance() {
         expect![[r#"
             0s          +30m
             30m         …
-                journal: awake → stopping: nothing needed it for 30 min
+                journal: awake → stopping: nothing happened for 30 min, and nothing needs it
                 command: stop a/k#1, grace 10 s
             30m         send m2 to a/k
                 answer: accepted m2, next
@@ -130,7 +130,7 @@ fn a_message_just_after_the_stop_wakes_a_new_instance() {
                 m2 hears: delivered, attempt 1
                 command: deliver m2.1 to a/k#2
             30m         agent answers m2 "2"
-                journal: awake: m2 was answered in 0 ms (1 bytes)
+                journal: awake: m2 was answered in 0 ms (1 byte)
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#2
             a/k awake, generation 2
@@ -185,7 +185,7 @@ fn late_activity_of_a_vanished_instance_changes_nothing() {
                 counted as stale: 1
             29m59s999ms +1ms
             30m         …
-                journal: awake → stopping: nothing needed it for 30 min
+                journal: awake → stopping: nothing happened for 30 min, and nothing needs it
                 command: stop a/k#2, grace 10 s
             30m         agent exits with 0, asked by daemon
                 journal: stopping → asleep: the agent ended with exit code 0, as asked (idle)
@@ -244,7 +244,7 @@ fn a_hold_keeps_an_idle_session_until_it_expires() {
             20m         +39m59s999ms
             59m59s999ms +1ms
             1h          …
-                journal: awake → stopping: nothing needed it for 40 min
+                journal: awake → stopping: nothing happened for 40 min, and nothing needs it
                 command: stop a/k#1, grace 10 s
             a/k stopping, generation 1
               m1 answered "1"
@@ -267,7 +267,7 @@ fn a_hold_shorter_than_the_idle_limit_counts_as_activity_only() {
             20m         +29m59s999ms
             49m59s999ms +1ms
             50m         …
-                journal: awake → stopping: nothing needed it for 30 min
+                journal: awake → stopping: nothing happened for 30 min, and nothing needs it
                 command: stop a/k#1, grace 10 s
             a/k stopping, generation 1
               m1 answered "1"
@@ -289,7 +289,7 @@ fn no_hold_lasts_longer_than_an_hour_without_being_renewed() {
             0s          +59m59s999ms
             59m59s999ms +1ms
             1h          …
-                journal: awake → stopping: nothing needed it for 1 h
+                journal: awake → stopping: nothing happened for 1 h, and nothing needs it
                 command: stop a/k#1, grace 10 s
             a/k stopping, generation 1
               m1 answered "1"
@@ -315,7 +315,7 @@ fn the_owner_of_a_hold_may_end_it_early() {
             2m          +59s999ms
             2m59s999ms  +1ms
             3m          …
-                journal: awake → stopping: nothing needed it for 1 min
+                journal: awake → stopping: nothing happened for 1 min, and nothing needs it
                 command: stop a/k#1, grace 10 s
             a/k stopping, generation 1
               m1 answered "1"
@@ -337,7 +337,7 @@ fn an_idle_agent_that_ignores_the_stop_is_killed_and_the_message_meanwhile_is_no
         expect![[r#"
             0s          +30m
             30m         …
-                journal: awake → stopping: nothing needed it for 30 min
+                journal: awake → stopping: nothing happened for 30 min, and nothing needs it
                 command: stop a/k#1, grace 10 s
             30m         send m2 to a/k
                 answer: accepted m2, next
@@ -345,7 +345,7 @@ fn an_idle_agent_that_ignores_the_stop_is_killed_and_the_message_meanwhile_is_no
             30m         +14s999ms
             30m14s999ms +1ms
             30m15s      …
-                journal: stopping: its end was not confirmed; killed again
+                journal: stopping: its end was not confirmed in time; ordered to be killed
                 command: kill a/k#1
             30m15s      agent dies of signal 9, asked by driver
                 journal: stopping → asleep: the agent was ended by signal 9, as asked (idle)
@@ -361,7 +361,7 @@ fn an_idle_agent_that_ignores_the_stop_is_killed_and_the_message_meanwhile_is_no
                 m2 hears: delivered, attempt 1
                 command: deliver m2.1 to a/k#2
             30m15s      agent answers m2 "2"
-                journal: awake: m2 was answered in 0 ms (1 bytes)
+                journal: awake: m2 was answered in 0 ms (1 byte)
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#2
             a/k awake, generation 2

@@ -156,6 +156,7 @@ fn a_session_in_line_answers_wake_stop_and_restart() {
                 journal: a/two asleep: ops asked to restart it
                 answer: accepted, 0 waiting
             0s          stop a/two
+                journal: a/two asleep: ops asked to stop it
                 answer: accepted, 0 waiting
             0s          stop a/two
                 answer: ignored, already asleep

@@ -126,7 +126,7 @@ fn a_wake_counts_as_activity() {
             20m         +29m59s999ms
             49m59s999ms +1ms
             50m         …
-                journal: awake → stopping: nothing needed it for 30 min
+                journal: awake → stopping: nothing happened for 30 min, and nothing needs it
                 command: stop a/k#1, grace 10 s
             a/k stopping, generation 1
         "#]],
@@ -194,9 +194,9 @@ fn awake_with_a_turn_a_restart_lets_it_finish() {
         expect![[r#"
             0s          restart a/k
                 journal: awake → draining: ops asked to restart it
-                answer: accepted, 2 waiting
+                answer: accepted, 1 waiting
             0s          agent answers m1 "1"
-                journal: draining: m1 was answered in 0 ms (1 bytes)
+                journal: draining: m1 was answered in 0 ms (1 byte)
                 journal: draining → stopping: its turn is finished
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
@@ -237,7 +237,7 @@ fn a_turn_that_outlives_the_drain_is_cut_short_and_not_counted() {
         expect![[r#"
             0s          stop a/k
                 journal: awake → draining: ops asked to stop it
-                answer: accepted, 1 waiting
+                answer: accepted, 0 waiting
             0s          agent says "." of m1
                 m1 hears: "." at 0 of 1
             0s          +4m59s999ms
@@ -262,7 +262,7 @@ fn a_turn_that_outlives_the_drain_is_cut_short_and_not_counted() {
                 m1 hears: delivered, attempt 2
                 command: deliver m1.2 to a/k#2
             5m          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 2, "1"
                 command: acknowledge m1.2 to a/k#2
             a/k awake, generation 2
@@ -310,20 +310,20 @@ fn in_draining() {
         expect![[r#"
             0s          stop a/k
                 journal: awake → draining: ops asked to stop it
-                answer: accepted, 1 waiting
+                answer: accepted, 0 waiting
             0s          stop a/k
                 answer: ignored, already stopping
             0s          wake a/k
                 journal: draining: ops asked to wake it
-                answer: accepted, 1 waiting
+                answer: accepted, 0 waiting
             0s          stop a/k
                 journal: draining: ops asked to stop it
-                answer: accepted, 1 waiting
+                answer: accepted, 0 waiting
             0s          restart a/k
                 journal: draining: ops asked to restart it
-                answer: accepted, 1 waiting
+                answer: accepted, 0 waiting
             0s          agent answers m1 "1"
-                journal: draining: m1 was answered in 0 ms (1 bytes)
+                journal: draining: m1 was answered in 0 ms (1 byte)
                 journal: draining → stopping: its turn is finished
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
@@ -451,7 +451,7 @@ fn a_crash_while_draining_is_a_crash_and_the_message_is_tried_again() {
         expect![[r#"
             0s          stop a/k
                 journal: awake → draining: ops asked to stop it
-                answer: accepted, 1 waiting
+                answer: accepted, 0 waiting
             0s          agent exits with 1
                 journal: draining: m1 was cut short; attempt 1 is counted
                 journal: draining → asleep: the agent ended with exit code 1 [agent_exited]
@@ -493,12 +493,12 @@ fn an_agent_that_ignores_the_stop_is_killed_and_killed_again_until_the_end_is_co
             0s          +14s999ms
             14s999ms    +1ms
             15s         …
-                journal: stopping: its end was not confirmed; killed again
+                journal: stopping: its end was not confirmed in time; ordered to be killed
                 command: kill a/k#1
             15s         +9s999ms
             24s999ms    +1ms
             25s         …
-                journal: stopping: its end was not confirmed; killed again
+                journal: stopping: its end was not confirmed in time; ordered to be killed
                 command: kill a/k#1
             25s         bridge is lost, asked by driver
                 journal: stopping → asleep: the bridge was gone without a report, as asked
@@ -521,13 +521,13 @@ fn a_restart_that_was_accepted_is_carried_out_although_the_agent_crashes_first()
         expect![[r#"
             0s          restart a/k
                 journal: awake → draining: ops asked to restart it
-                answer: accepted, 1 waiting
+                answer: accepted, 0 waiting
             0s          agent exits with 1
                 journal: draining: m1 was cut short; attempt 1 is counted
                 journal: draining: m1 was dead-lettered after 1 attempt [attempts_exhausted]
                 journal: draining → asleep: the agent ended with exit code 1 [agent_exited]
                 journal: asleep → starting: it was asked for
-                m1 hears: given up, after 1 attempts; the last: the agent's program ended by
+                m1 hears: given up, after 1 attempt; the last: the agent's program ended by
                     itself [attempts_exhausted]
                 command: release a/k#1
                 command: start a/k#2
@@ -559,7 +559,7 @@ fn a_wake_during_the_stop_of_a_stuck_agent_is_carried_out() {
                 journal: stopping → asleep: the agent was ended by signal 15, as asked (turn
                     stuck) [turn_stuck]
                 journal: asleep → starting: it was asked for
-                m1 hears: given up, after 1 attempts; the last: the agent showed no sign of
+                m1 hears: given up, after 1 attempt; the last: the agent showed no sign of
                     progress for too long [attempts_exhausted]
                 command: release a/k#1
                 command: start a/k#2
@@ -588,7 +588,7 @@ fn a_stop_in_backoff_takes_back_an_earlier_wish_to_restart() {
                 journal: draining: m1 was dead-lettered after 1 attempt [attempts_exhausted]
                 journal: draining → backoff: the agent ended with exit code 1 [agent_exited];
                     failure 2 in a row, so the next start has to wait
-                m1 hears: given up, after 1 attempts; the last: the agent's program ended by
+                m1 hears: given up, after 1 attempt; the last: the agent's program ended by
                     itself [attempts_exhausted]
                 command: release a/k#2
             0s          stop a/k

@@ -208,7 +208,7 @@ fn an_answer_ends_the_row_of_failures() {
                 m1 hears: delivered, attempt 2
                 command: deliver m1.2 to a/k#2
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 2, "1"
                 command: acknowledge m1.2 to a/k#2
             0s          send m2 to a/k
@@ -378,7 +378,7 @@ fn a_bridge_that_is_told_to_end_from_outside_does_not_count_against_the_message(
                 m1 hears: delivered, attempt 2
                 command: deliver m1.2 to a/k#2
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 2, "1"
                 command: acknowledge m1.2 to a/k#2
             a/k awake, generation 2
@@ -431,7 +431,7 @@ fn an_agent_that_says_retryable_is_tried_again_on_the_same_instance_after_a_paus
                 command: acknowledge m1.3 to a/k#1
                 command: deliver m2.1 to a/k#1
             7s          agent answers m2 "2"
-                journal: awake: m2 was answered in 0 ms (1 bytes)
+                journal: awake: m2 was answered in 0 ms (1 byte)
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#1
             a/k awake, generation 1
@@ -457,7 +457,7 @@ fn an_agent_that_says_it_failed_for_good_is_believed_and_the_next_message_is_tak
                 command: acknowledge m1.1 to a/k#1
                 command: deliver m2.1 to a/k#1
             0s          agent answers m2 "2"
-                journal: awake: m2 was answered in 0 ms (1 bytes)
+                journal: awake: m2 was answered in 0 ms (1 byte)
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#1
             a/k awake, generation 1

@@ -81,7 +81,7 @@ fn a_full_queue_refuses_before_anything_is_stored() {
             0s          send m3 to a/k
                 answer: refused, the queue is full with 2 messages of 10 bytes
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 journal: awake: m2 was handed to the agent, attempt 1
                 m1 hears: the answer of 1, "1"
                 m2 hears: delivered, attempt 1
@@ -248,7 +248,7 @@ fn a_redrive_into_a_full_queue_is_refused_and_may_be_repeated() {
             0s          redrive m1 as m3
                 answer: refused, the queue is full with 1 messages of 5 bytes
             0s          agent answers m2 "2"
-                journal: awake: m2 was answered in 0 ms (1 bytes)
+                journal: awake: m2 was answered in 0 ms (1 byte)
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#1
             0s          redrive m1 as m4
@@ -284,7 +284,7 @@ fn a_waiting_message_can_be_dropped_and_one_in_flight_cannot() {
             0s          drop m2
                 answer: ignored, the message has already ended
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 journal: awake: m3 was handed to the agent, attempt 1
                 m1 hears: the answer of 1, "1"
                 m3 hears: delivered, attempt 1

@@ -45,7 +45,7 @@ fn a_message_wakes_the_agent_is_answered_and_the_agent_sleeps_again() {
             7s          +29m59s999ms
             30m6s999ms  +1ms
             30m7s       …
-                journal: awake → stopping: nothing needed it for 30 min
+                journal: awake → stopping: nothing happened for 30 min, and nothing needs it
                 command: stop a/k#1, grace 10 s
             30m7s       +2s
             30m9s       agent exits with 0, asked by daemon, after 30m9s
@@ -133,28 +133,28 @@ fn messages_while_starting_and_between_start_and_ready_are_delivered_once_each_i
                 m1 hears: delivered, attempt 1
                 command: deliver m1.1 to a/k#1
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 journal: awake: m2 was handed to the agent, attempt 1
                 m1 hears: the answer of 1, "1"
                 m2 hears: delivered, attempt 1
                 command: acknowledge m1.1 to a/k#1
                 command: deliver m2.1 to a/k#1
             0s          agent answers m2 "2"
-                journal: awake: m2 was answered in 0 ms (1 bytes)
+                journal: awake: m2 was answered in 0 ms (1 byte)
                 journal: awake: m3 was handed to the agent, attempt 1
                 m2 hears: the answer of 1, "2"
                 m3 hears: delivered, attempt 1
                 command: acknowledge m2.1 to a/k#1
                 command: deliver m3.1 to a/k#1
             0s          agent answers m3 "3"
-                journal: awake: m3 was answered in 0 ms (1 bytes)
+                journal: awake: m3 was answered in 0 ms (1 byte)
                 journal: awake: m4 was handed to the agent, attempt 1
                 m3 hears: the answer of 1, "3"
                 m4 hears: delivered, attempt 1
                 command: acknowledge m3.1 to a/k#1
                 command: deliver m4.1 to a/k#1
             0s          agent answers m4 "4"
-                journal: awake: m4 was answered in 0 ms (1 bytes)
+                journal: awake: m4 was answered in 0 ms (1 byte)
                 m4 hears: the answer of 1, "4"
                 command: acknowledge m4.1 to a/k#1
             a/k awake, generation 1
@@ -179,12 +179,12 @@ fn a_message_while_draining_is_answered_by_the_next_instance() {
         expect![[r#"
             0s          stop a/k
                 journal: awake → draining: ops asked to stop it
-                answer: accepted, 1 waiting
+                answer: accepted, 0 waiting
             0s          send m2 to a/k
                 answer: accepted m2, behind 1
                 m2 hears: queued behind 1
             0s          agent answers m1 "1"
-                journal: draining: m1 was answered in 0 ms (1 bytes)
+                journal: draining: m1 was answered in 0 ms (1 byte)
                 journal: draining → stopping: its turn is finished
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
@@ -204,7 +204,7 @@ fn a_message_while_draining_is_answered_by_the_next_instance() {
                 m2 hears: delivered, attempt 1
                 command: deliver m2.1 to a/k#2
             0s          agent answers m2 "2"
-                journal: awake: m2 was answered in 0 ms (1 bytes)
+                journal: awake: m2 was answered in 0 ms (1 byte)
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#2
             a/k awake, generation 2
@@ -246,7 +246,7 @@ fn a_message_while_stopping_is_answered_by_the_next_instance() {
                 m2 hears: delivered, attempt 1
                 command: deliver m2.1 to a/k#2
             0s          agent answers m2 "2"
-                journal: awake: m2 was answered in 0 ms (1 bytes)
+                journal: awake: m2 was answered in 0 ms (1 byte)
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#2
             a/k awake, generation 2
@@ -302,14 +302,14 @@ fn a_message_during_the_pause_after_crashes_hears_when_the_next_start_is_due() {
                 m1 hears: delivered, attempt 1
                 command: deliver m1.1 to a/k#3
             2s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 journal: awake: m2 was handed to the agent, attempt 1
                 m1 hears: the answer of 1, "1"
                 m2 hears: delivered, attempt 1
                 command: acknowledge m1.1 to a/k#3
                 command: deliver m2.1 to a/k#3
             2s          agent answers m2 "2"
-                journal: awake: m2 was answered in 0 ms (1 bytes)
+                journal: awake: m2 was answered in 0 ms (1 byte)
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#3
             a/k awake, generation 3
@@ -342,12 +342,13 @@ fn the_second_waking_has_an_estimate_from_the_first() {
                 m1 hears: delivered, attempt 1
                 command: deliver m1.1 to a/k#1
             12s         agent answers m1 "1"
-                journal: a/k awake: m1 was answered in 0 ms (1 bytes)
+                journal: a/k awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
             12s         +30m
             30m12s      …
-                journal: a/k awake → stopping: nothing needed it for 30 min
+                journal: a/k awake → stopping: nothing happened for 30 min, and nothing needs
+                    it
                 command: stop a/k#1, grace 10 s
             30m12s      agent exits with 0, asked by daemon
                 journal: a/k stopping → asleep: the agent ended with exit code 0, as asked
@@ -492,7 +493,7 @@ fn a_driver_that_cannot_start_is_tried_again_after_growing_pauses() {
                 m1 hears: delivered, attempt 1
                 command: deliver m1.1 to a/k#4
             7s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#4
             a/k awake, generation 4

@@ -45,7 +45,7 @@ fn a_stuck_turn_is_told_as_slow_then_ended_and_the_instance_replaced() {
                 m1 hears: delivered, attempt 2
                 command: deliver m1.2 to a/k#2
             10m         agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 2, "1"
                 command: acknowledge m1.2 to a/k#2
             a/k awake, generation 2
@@ -122,7 +122,7 @@ fn a_renewed_hold_keeps_the_turn_until_it_answers() {
             14m         agent holds "compile" for 15m
             14m         +14m
             28m         agent answers m1 "1"
-                journal: awake: m1 was answered in 28 min (1 bytes)
+                journal: awake: m1 was answered in 28 min (1 byte)
                 m1 hears: the answer of 1, "1"
                 command: acknowledge m1.1 to a/k#1
             a/k awake, generation 1
@@ -243,7 +243,7 @@ fn a_message_that_always_gets_stuck_is_dead_lettered_and_the_next_one_answered()
                 m2 hears: delivered, attempt 1
                 command: deliver m2.1 to a/k#3
             20m2s       agent answers m2 "2"
-                journal: awake: m2 was answered in 0 ms (1 bytes)
+                journal: awake: m2 was answered in 0 ms (1 byte)
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#3
             a/k awake, generation 3
@@ -303,12 +303,12 @@ fn each_of_the_three_limits_has_its_own_effect() {
                 journal: awake → stopping: m1 showed no progress for 5 min
                 command: stop a/k#2, grace 10 s
             8m2s        agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 m1 hears: the answer of 2, "1"
                 command: acknowledge m1.2 to a/k#3
             8m2s        +7m
             15m2s       …
-                journal: awake → stopping: nothing needed it for 7 min
+                journal: awake → stopping: nothing happened for 7 min, and nothing needs it
                 command: stop a/k#3, grace 10 s
             a/k stopping, generation 3
               m1 answered "1", attempts 2
@@ -328,7 +328,7 @@ fn pieces_of_another_turn_are_no_progress() {
            +1ms"#,
         expect![[r#"
             0s          agent answers m1 "1"
-                journal: awake: m1 was answered in 0 ms (1 bytes)
+                journal: awake: m1 was answered in 0 ms (1 byte)
                 journal: awake: m2 was handed to the agent, attempt 1
                 m1 hears: the answer of 1, "1"
                 m2 hears: delivered, attempt 1
