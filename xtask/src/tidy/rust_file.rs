@@ -97,13 +97,13 @@ impl RustFile<'_> {
 
     fn check_functions(&self, violations: &mut Vec<Violation>) {
         for function in self.scan.functions() {
-            let first = line_of(self.source, function.range.start);
-            let lines = line_of(self.source, function.range.end) - first + 1;
+            let lines = self.source[function.range.clone()].lines().count();
             if lines > FUNCTION_LINES_MAX {
                 let what = format!(
                     "`{}` has {lines} lines, at most {FUNCTION_LINES_MAX}: split it",
                     function.name
                 );
+                let first = line_of(self.source, function.range.start);
                 violations.push(self.violation(first, "function-length", what));
             }
         }
@@ -128,7 +128,7 @@ impl RustFile<'_> {
 
     fn check_comments(&self, violations: &mut Vec<Violation>) {
         for (index, comment) in self.scan.comments.lines().enumerate() {
-            violations.extend(check_comment(self.path, index + 1, comment));
+            violations.extend(check_comment(self.path, index + 1, comment.trim()));
         }
     }
 

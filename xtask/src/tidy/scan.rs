@@ -136,8 +136,19 @@ fn piece(source: &str, at: usize) -> (Kind, usize) {
     } else if starts_word && let Some(len) = raw_string_len(rest) {
         (Kind::Quoted, at + len)
     } else {
-        (Kind::Code, at + rest.chars().next().map_or(1, char::len_utf8))
+        (Kind::Code, at + code_len(rest))
     }
+}
+
+/// A whole word, or everything up to where a word, a comment or a quote may begin.
+fn code_len(rest: &str) -> usize {
+    let may_begin = |c: char| is_word(c) || matches!(c, '/' | '"' | '\'');
+    let end = if rest.starts_with(is_word) {
+        rest.find(|c| !is_word(c))
+    } else {
+        rest.char_indices().skip(1).find(|(_, c)| may_begin(*c)).map(|(at, _)| at)
+    };
+    end.unwrap_or(rest.len())
 }
 
 fn block_comment_len(rest: &str) -> usize {
@@ -201,15 +212,11 @@ fn inside_of_quotes(literal: &str, at: usize) -> Range<usize> {
 }
 
 fn masked(source: &str, kinds: &[Kind], kept: Kind) -> String {
-    let mut text = String::with_capacity(source.len());
-    for (at, c) in source.char_indices() {
-        if kinds[at] == kept || c == '\n' {
-            text.push(c);
-        } else {
-            text.extend(std::iter::repeat_n(' ', c.len_utf8()));
-        }
-    }
-    text
+    let keep = |(byte, kind): (u8, &Kind)| {
+        if *kind == kept || byte == b'\n' { byte } else { b' ' }
+    };
+    let bytes = source.bytes().zip(kinds).map(keep).collect();
+    String::from_utf8(bytes).expect("pieces end between characters, so whole ones are blanked")
 }
 
 pub(crate) fn is_word(c: char) -> bool {
