@@ -13,7 +13,7 @@ use crate::limits;
 use crate::record::StopReason;
 use crate::session::phase::Phase;
 use crate::session::{Context, Link, Session, Stop};
-use crate::time::millis;
+use crate::time::{Monotonic, millis};
 
 impl Session {
     pub(super) fn requested(
@@ -143,12 +143,20 @@ impl Session {
         because: Because,
         ctx: &mut Context<'_>,
     ) {
-        let kill_at = ctx.now.monotonic + ctx.policy.stop_grace + limits::STOP_REPORT_MARGIN;
+        let kill_at = end_of_grace(ctx);
         let instance = self.instance_mut();
         instance.drain_since = None;
         instance.stop = Some(Stop { reason, kill_at });
         self.enter(Phase::Stopping, because, ctx);
         self.command_stop(ctx);
+    }
+
+    /// Its bridge hears of the stop only now, so the agent's grace begins now.
+    pub(super) fn grant_grace(&mut self, ctx: &Context<'_>) {
+        let stop = self.instance_mut().stop.as_mut().expect("stopping has a reason");
+        if stop.reason != StopReason::BridgeUnreachable {
+            stop.kill_at = stop.kill_at.max(end_of_grace(ctx));
+        }
     }
 
     /// Asks the bridge if there is one to ask. A bridge that never came, or that is given up, is killed.
@@ -201,4 +209,9 @@ impl Session {
         self.note(Because::KillRepeated, ctx);
         ctx.effects.command(Command::KillInstance { instance: self.instance_id() });
     }
+}
+
+/// When a bridge that is asked to stop now must have reported the end.
+fn end_of_grace(ctx: &Context<'_>) -> Monotonic {
+    ctx.now.monotonic + ctx.policy.stop_grace + limits::STOP_REPORT_MARGIN
 }

@@ -52,7 +52,7 @@ impl Session {
             ctx.effects.command(Command::RefuseBridge { instance: instance_id, boot, why });
             return;
         }
-        instance.boot = Some(boot);
+        let is_first_hello = instance.boot.replace(boot).is_none();
         instance.link = Link::Attached;
         let launch = phase == Phase::Starting && agent == AgentState::NotLaunched;
         ctx.effects.command(Command::AdmitBridge { instance: instance_id, boot, launch });
@@ -67,7 +67,12 @@ impl Session {
                 let what = "the agent that was ready was never executed".to_owned();
                 self.begin_stop(StopReason::ProtocolFault, Because::BrokeProtocol { what }, ctx);
             }
-            (Phase::Stopping, _) => self.command_stop(ctx),
+            (Phase::Stopping, _) => {
+                if is_first_hello {
+                    self.grant_grace(ctx);
+                }
+                self.command_stop(ctx);
+            }
             (Phase::Asleep | Phase::Backoff, _) => unreachable!("{} passed the fence", self.id),
         }
     }

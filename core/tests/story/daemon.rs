@@ -687,3 +687,46 @@ fn a_start_that_failed_is_not_believed_of_an_instance_that_was_ready_before() {
         "#]],
     );
 }
+
+#[test]
+fn in_stopping_the_agent_keeps_its_grace() {
+    check(
+        r#"agent a: grace 1m
+           given send m1 to a/k · bridge attaches · ready · agent answers m1 "1" · stop a/k
+           the daemon dies and comes back
+           +5s
+           bridge attaches ready
+           +1m4s999ms
+           +1ms
+           bridge detaches
+           +5s
+           bridge attaches ready
+           +4s999ms
+           +1ms"#,
+        expect![[r#"
+            0s          the daemon dies and comes back
+                journal: stopping: the daemon came back and found 0 messages waiting
+            0s          +5s
+            5s          bridge attaches ready
+                command: admit a/k#1, boot 1
+                command: stop a/k#1, grace 1 min
+            5s          +1m4s999ms
+            1m9s999ms   +1ms
+            1m10s       …
+                journal: stopping: its end was not confirmed in time; ordered to be killed
+                command: kill a/k#1
+            1m10s       bridge detaches
+            1m10s       +5s
+            1m15s       bridge attaches ready
+                command: admit a/k#1, boot 1
+                command: stop a/k#1, grace 1 min
+            1m15s       +4s999ms
+            1m19s999ms  +1ms
+            1m20s       …
+                journal: stopping: its end was not confirmed in time; ordered to be killed
+                command: kill a/k#1
+            a/k stopping, generation 1
+              m1 answered "1"
+        "#]],
+    );
+}
