@@ -15,6 +15,7 @@ use crate::queue::AfterFailure;
 use crate::record::{ExitRecord, StopReason};
 use crate::session::turn::last_of;
 use crate::session::{Context, Session};
+use crate::time::Wall;
 
 const SIGKILL: i32 = 9;
 
@@ -25,6 +26,7 @@ impl Session {
         let turn = instance.turn.map(|turn| turn.id);
 
         let cause = diagnose(&evidence, stop, turn.is_some(), instance.ready_at.is_some());
+        let paced_as = cause.or_else(|| self.unwanted_end(&evidence, stop));
         let summary = ExitSummary::of(&evidence, cause, stop);
         ctx.effects.write(Write::InsertExit(ExitRecord {
             session: self.id.clone(),
@@ -36,26 +38,37 @@ impl Session {
             evidence,
         }));
 
-        if let Some(cause) = cause {
+        if let Some(cause) = paced_as {
             self.failures = self.failures.saturating_add(1);
             self.last_failure = Some(cause);
         }
-        let restart = cause.and_then(|_| self.pause(ctx));
+        let restart = paced_as.and_then(|_| self.pause(ctx));
+        let restart_at = restart.map(|due| due.at_wall);
 
         if let Some(turn) = turn {
             match cause {
-                Some(cause) => self.attempt_died(turn, cause, restart.map(|due| due.at_wall), ctx),
-                None => self.attempt_was_cut_short(turn, ctx),
+                Some(cause) => self.attempt_died(turn, cause, restart_at, ctx),
+                None => self.attempt_was_cut_short(turn, restart_at, ctx),
             }
         }
 
-        let because = Because::Exited {
-            summary,
-            failures: self.failures,
-            restart_at: restart.map(|due| due.at_wall),
-        };
+        let because = Because::Exited { summary, failures: self.failures, restart_at };
         self.enter_rest(restart, because, ctx);
         ctx.effects.command(Command::ReleaseInstance { instance: self.instance_id() });
+    }
+
+    /// An end that is nobody's failure, and yet not what a session with messages wants: the next
+    /// start is paced as after one, so that no such end makes a loop without pauses (FAULTS I9).
+    fn unwanted_end(&self, evidence: &Evidence, stop: Option<StopReason>) -> Option<Cause> {
+        if stop.is_some() || self.queue.is_empty() {
+            return None;
+        }
+        match (evidence.asked_by, &evidence.end) {
+            (Some(AskedBy::Signal), _) => Some(Cause::AgentKilled),
+            // Paced already: by that limit, or by the daemon's own restart.
+            (Some(AskedBy::OrphanLimit), _) | (_, End::NeverLaunched) => None,
+            (Some(AskedBy::Daemon | AskedBy::Driver) | None, _) => Some(Cause::AgentExited),
+        }
     }
 
     /// The agent died with this message in its hands.
@@ -63,7 +76,7 @@ impl Session {
         &mut self,
         turn: TurnId,
         cause: Cause,
-        restart_at: Option<crate::time::Wall>,
+        restart_at: Option<Wall>,
         ctx: &mut Context<'_>,
     ) {
         self.note(Because::TurnInterrupted { turn, excused: false }, ctx);
@@ -86,7 +99,12 @@ impl Session {
     }
 
     /// We stopped the agent, or its bridge was told to end, while it worked on this message.
-    fn attempt_was_cut_short(&mut self, turn: TurnId, ctx: &mut Context<'_>) {
+    fn attempt_was_cut_short(
+        &mut self,
+        turn: TurnId,
+        restart_at: Option<Wall>,
+        ctx: &mut Context<'_>,
+    ) {
         self.note(Because::TurnInterrupted { turn, excused: true }, ctx);
         if ctx.policy.retry == RetrySafety::Ask {
             self.bury_as_ambiguous(turn, Cause::StoppedDuringTurn, ctx);
@@ -97,7 +115,7 @@ impl Session {
         };
         let message = turn.message;
         ctx.effects.write(Write::ReturnDelivery { message, excused, not_before: None });
-        let (at, cause) = (ctx.now.wall, Cause::StoppedDuringTurn);
+        let (at, cause) = (restart_at.unwrap_or(ctx.now.wall), Cause::StoppedDuringTurn);
         ctx.effects.tell(message, News::Retrying { attempt: attempts + 1, at, cause });
     }
 

@@ -387,6 +387,75 @@ fn a_bridge_that_is_told_to_end_from_outside_does_not_count_against_the_message(
     );
 }
 
+/// As when an agent ends its own bridge, or something outside does so again and again.
+#[test]
+fn ends_that_are_nobodys_failure_do_not_restart_without_a_pause_for_ever() {
+    check(
+        r#"given send m1 to a/k · bridge attaches · ready · agent exits with 0, asked by signal
+           given bridge attaches · ready
+           agent exits with 0, asked by signal
+           +2s
+           given bridge attaches · ready
+           agent answers m1 "1""#,
+        expect![[r#"
+            0s          agent exits with 0, asked by signal
+                journal: awake: m1 was cut short; attempt 2 is not counted
+                journal: awake → backoff: the agent ended with exit code 0, because its
+                    bridge was told to end by a signal from outside; failure 2 in a row, so
+                    the next start has to wait
+                m1 hears: the agent was stopped before it had finished; attempt 3 is due in
+                    1s100ms [stopped_during_turn]
+                m1 hears: something outside Dormouse killed the agent's program; the next
+                    start is due in 1s100ms [agent_killed]
+                command: release a/k#2
+            0s          +2s
+            1s100ms     …
+                journal: backoff → asleep: the pause before the next start is over
+                journal: asleep → starting: 1 message to answer
+                m1 hears: waking, about 0 ms
+                command: start a/k#3
+            2s          agent answers m1 "1"
+                journal: awake: m1 was answered in 0 ms (1 byte)
+                m1 hears: the answer of 3, "1"
+                command: acknowledge m1.3 to a/k#3
+            a/k awake, generation 3
+              m1 answered "1", attempts 3
+        "#]],
+    );
+}
+
+#[test]
+fn an_agent_that_ends_itself_while_a_message_waits_for_its_pause_is_not_restarted_in_a_row() {
+    check(
+        r#"given send m1 to a/k · bridge attaches · ready
+           agent fails m1 "busy", retryable
+           agent exits with 0
+           given bridge attaches · ready
+           agent exits with 0"#,
+        expect![[r#"
+            0s          agent fails m1 "busy", retryable
+                journal: awake: m1 failed [agent_error]: busy; it will be tried again
+                m1 hears: the agent said that it failed; attempt 2 is due in 1s100ms
+                    [agent_error]
+                command: acknowledge m1.1 to a/k#1
+            0s          agent exits with 0
+                journal: awake → asleep: the agent ended with exit code 0
+                journal: asleep → starting: 1 message to answer
+                m1 hears: waking, about 0 ms
+                command: release a/k#1
+                command: start a/k#2
+            0s          agent exits with 0
+                journal: awake → backoff: the agent ended with exit code 0; failure 2 in a
+                    row, so the next start has to wait
+                m1 hears: the agent's program ended by itself; the next start is due in
+                    1s100ms [agent_exited]
+                command: release a/k#2
+            a/k backoff, generation 2, failures 2
+              m1 pending
+        "#]],
+    );
+}
+
 #[test]
 fn an_agent_that_says_retryable_is_tried_again_on_the_same_instance_after_a_pause() {
     check(
