@@ -357,7 +357,7 @@ mod tests {
             let mut turns = running(&[]);
             let mut whole = String::new();
             let mut heard = String::new();
-            let mut hear = |turns: &mut Turns, heard: &mut String| {
+            let hear = |turns: &mut Turns, heard: &mut String| {
                 while let Some(frame) = turns.next_frame() {
                     let FromBridge::Delta { offset, text, .. } = frame else { break };
                     assert!(text.len() <= DELTA_BYTES_MAX);

@@ -7,14 +7,14 @@
 const UNFINISHED_BYTES_MAX: usize = 3;
 
 #[derive(Debug, Default)]
-pub struct Utf8Stream {
+pub(crate) struct Utf8Stream {
     /// The first bytes of a character whose rest has not come yet.
     unfinished: Vec<u8>,
 }
 
 impl Utf8Stream {
     /// The text that `bytes` completes; bytes that are no text become U+FFFD.
-    pub fn push(&mut self, bytes: &[u8]) -> String {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
         let joined: Vec<u8>;
         let mut rest = if self.unfinished.is_empty() {
             bytes
@@ -46,7 +46,7 @@ impl Utf8Stream {
     }
 
     /// What is left when no more bytes come.
-    pub fn finish(&mut self) -> String {
+    pub(crate) fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.unfinished).into_owned();
         self.unfinished.clear();
         text

@@ -1,0 +1,506 @@
+//! One instance: what its bridge knows and does, told of one thing at a time.
+//!
+//! ```text
+//!  NotLaunched ─ welcome with launch ─▶ Starting ─ ready ─▶ Ready
+//!       │                                  │                  │      the agent ended, or it
+//!       └──────────── stop ────────────────┴──────────────────┴───▶ is to end now
+//!                                                                          │
+//!    Left ◀─ release · orphan limit ── Over ◀─ nothing lives any more ── Clearing
+//!      ▲                                                                   ▲
+//!      └──────────────── nothing lives any more ── Refused ◀── refused ── (any)
+//! ```
+//!
+//! Owner: `run` owns the one [`Instance`] and calls it from its one loop; `ending` holds the way
+//! from a stop to the last word. Invariants: the agent is executed once; a turn is begun once;
+//! `Over` is reached only when nothing of the agent lives, and `exited` is said only then.
+//! Absent: the connection, sleeping, and any decision about a next life.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dormouse_core::cause::Cause;
+use dormouse_core::event::{AgentState, TurnOutcome};
+use dormouse_core::evidence::{AskedBy, End};
+use dormouse_core::id::{BootId, TurnId};
+use dormouse_core::limits::REPLY_BYTES_MAX;
+use rustix::process::Pid;
+use tokio::time::Instant;
+
+use crate::adapter::exec::{Exec, ExecTurn, not_executed, turn_environment};
+use crate::adapter::jsonl::{Jsonl, Said, turn_line};
+use crate::adapter::openai::{HttpSaid, Openai, SETTLE_SPAN};
+use crate::adapter::{Agent, failed};
+use crate::child::{FromPipes, Process, Program, SpawnError};
+use crate::counters::{Cgroup, Counters};
+use crate::ending::{FAR_AWAY, Phase, Stop};
+use crate::frames::{Adapter, FromBridge, Hello, Launch, PROTOCOL_VERSION, ToBridge};
+use crate::hold::Holds;
+use crate::log::{Log, Stream};
+use crate::rundir::{AgentRecord, ProcessMark, RunFolder, Spec};
+use crate::template;
+use crate::turn::{Offer, ReplyTooLarge, Turns};
+
+/// How long a bridge waits for a daemon before it was ever told how long.
+const ORPHAN_LIMIT_BEFORE_LAUNCH: Duration = Duration::from_secs(30);
+/// Turns' lines that an agent has not read yet.
+const INPUT_WAITING_BYTES_MAX: usize = 16 << 20;
+
+#[derive(Debug)]
+pub(crate) struct Instance {
+    pub(crate) folder: RunFolder,
+    pub(crate) spec: Spec,
+    boot: BootId,
+    pub(crate) log: Log,
+    pub(crate) cgroup: Option<Cgroup>,
+    pub(crate) phase: Phase,
+    /// With its templates filled in.
+    launch: Option<Launch>,
+    pub(crate) agent: Option<Agent>,
+    /// The agent's; for `exec`, the running turn's.
+    pub(crate) process: Option<Process>,
+    pub(crate) launched_at: Option<Instant>,
+    was_ready: bool,
+    pub(crate) counters_at_launch: Counters,
+    pub(crate) turns: Turns,
+    holds: Holds,
+    told: Told,
+    pub(crate) line: LineState,
+    pub(crate) stop: Option<Stop>,
+    pub(crate) orphan_limit: Duration,
+}
+
+/// What the daemon was told over this connection.
+#[derive(Debug, Default)]
+struct Told {
+    is_ready: bool,
+    is_exited: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LineState {
+    Welcomed,
+    /// No welcome since then. A failure to get one is noted once.
+    Alone {
+        since: Instant,
+        is_noted: bool,
+    },
+}
+
+/// Something that the agent did.
+#[derive(Debug)]
+pub(crate) enum FromAgent {
+    Pipes(FromPipes),
+    Http(HttpSaid),
+}
+
+impl Instance {
+    pub(crate) fn new(folder: RunFolder, spec: Spec, boot: BootId, log: Log) -> Self {
+        Self {
+            cgroup: spec.cgroup.clone().map(Cgroup::new),
+            folder,
+            spec,
+            boot,
+            log,
+            phase: Phase::NotLaunched,
+            launch: None,
+            agent: None,
+            process: None,
+            launched_at: None,
+            was_ready: false,
+            counters_at_launch: Counters::default(),
+            turns: Turns::default(),
+            holds: Holds::default(),
+            told: Told::default(),
+            line: LineState::Alone { since: Instant::now(), is_noted: false },
+            stop: None,
+            orphan_limit: ORPHAN_LIMIT_BEFORE_LAUNCH,
+        }
+    }
+
+    pub(crate) fn hello(&self) -> FromBridge {
+        let agent = match (self.launched_at, self.was_ready) {
+            (None, _) => AgentState::NotLaunched,
+            (Some(_), false) => AgentState::Starting,
+            (Some(_), true) => AgentState::Ready,
+        };
+        FromBridge::Hello(Hello {
+            version: PROTOCOL_VERSION,
+            session: self.spec.session.clone(),
+            generation: self.spec.generation,
+            boot: self.boot,
+            token: self.spec.token.clone(),
+            agent,
+            held: self.turns.held(),
+        })
+    }
+
+    // ---- the daemon ----
+
+    pub(crate) fn on_frame(&mut self, frame: ToBridge) {
+        let is_welcomed = self.line == LineState::Welcomed;
+        match frame {
+            ToBridge::Welcome { launch } => self.on_welcome(launch),
+            ToBridge::Refused { why } => self.on_refused(&why),
+            _ if !is_welcomed => self.log.note("dropped a frame that came before the welcome"),
+            ToBridge::Turn { turn, text } => self.on_turn(turn, &text),
+            ToBridge::Acknowledge { turn } => self.on_acknowledge(turn),
+            ToBridge::Stop { grace_ms } => {
+                self.begin_stop(AskedBy::Daemon, Duration::from_millis(grace_ms));
+            }
+            ToBridge::Release => self.on_release(),
+        }
+    }
+
+    fn on_welcome(&mut self, launch: Option<Launch>) {
+        self.line = LineState::Welcomed;
+        self.told = Told::default();
+        self.turns.retell();
+        self.holds.retell(Instant::now());
+        self.log.note("welcomed by the daemon");
+        match (launch, &self.phase) {
+            (Some(launch), Phase::NotLaunched) => self.on_launch(launch),
+            (Some(_), _) => self.log.note("ignored a second launch"),
+            (None, _) => {}
+        }
+    }
+
+    pub(crate) fn on_line_down(&mut self, why: &str) {
+        match &mut self.line {
+            LineState::Welcomed => {
+                self.line = LineState::Alone { since: Instant::now(), is_noted: true };
+            }
+            LineState::Alone { is_noted: true, .. } => return,
+            LineState::Alone { is_noted, .. } => *is_noted = true,
+        }
+        self.log.note(&format!("no line to the daemon: {why}"));
+    }
+
+    fn on_acknowledge(&mut self, turn: TurnId) {
+        if !self.turns.acknowledge(turn) {
+            return self.log.note(&format!("no result of turn {turn} to acknowledge"));
+        }
+        if let Err(error) = self.folder.remove_result(turn) {
+            self.log.note(&crate::words(&error));
+        }
+    }
+
+    pub(crate) fn has_news(&self) -> bool {
+        self.line == LineState::Welcomed
+            && (self.owes_ready()
+                || self.owes_exited()
+                || self.holds.has_news()
+                || self.turns.has_news())
+    }
+
+    fn owes_ready(&self) -> bool {
+        matches!(self.phase, Phase::Ready) && !self.told.is_ready
+    }
+
+    fn owes_exited(&self) -> bool {
+        matches!(self.phase, Phase::Over { .. }) && !self.told.is_exited
+    }
+
+    /// The next frame that the daemon has to be sent; it counts as sent. `exited` is the last.
+    pub(crate) fn next_frame(&mut self) -> Option<FromBridge> {
+        if self.line != LineState::Welcomed {
+            return None;
+        }
+        if self.owes_ready() {
+            self.told.is_ready = true;
+            return Some(FromBridge::Ready);
+        }
+        let news = self.turns.next_frame().or_else(|| self.holds.next_frame(Instant::now()));
+        match &self.phase {
+            Phase::Over { evidence, .. } if news.is_none() && !self.told.is_exited => {
+                self.told.is_exited = true;
+                Some(FromBridge::Exited { evidence: evidence.clone() })
+            }
+            _ => news,
+        }
+    }
+
+    // ---- the launch ----
+
+    fn on_launch(&mut self, launch: Launch) {
+        self.orphan_limit = Duration::from_millis(launch.orphan_limit_ms).min(FAR_AWAY);
+        let port = match template::wants_port(&launch).then(template::free_port).transpose() {
+            Ok(port) => port,
+            Err(error) => return self.launch_failed(&format!("no free port: {error}")),
+        };
+        let workspace = launch.workspace.clone();
+        let session = self.spec.session.clone();
+        let fields = template::Fields { port, session: &session, workspace: &workspace };
+        let launch = self.launch.insert(fields.fill_launch(launch));
+        self.launched_at = Some(Instant::now());
+        self.counters_at_launch = self.cgroup.as_ref().map(Cgroup::counters).unwrap_or_default();
+        match launch.adapter.clone() {
+            Adapter::Exec => {
+                self.agent = Some(Agent::Exec(Exec::default()));
+                self.become_ready();
+            }
+            Adapter::Jsonl { wait_for_ready } => {
+                self.execute(Agent::Jsonl(Jsonl::new()), true);
+                if !wait_for_ready && matches!(self.phase, Phase::Starting) {
+                    self.become_ready();
+                }
+            }
+            Adapter::Openai { url, ready, model, headers } => {
+                let (ready, model) = (ready.as_deref(), model.as_deref());
+                match Openai::new(&self.spec.session, &url, ready, model, &headers) {
+                    Ok(openai) => self.execute(Agent::Openai(openai), false),
+                    Err(error) => self.launch_failed(&error.to_string()),
+                }
+            }
+        }
+    }
+
+    /// Executes the one process of a long-lived agent.
+    fn execute(&mut self, mut agent: Agent, has_input: bool) {
+        match self.spawn(&[], has_input) {
+            Ok(process) => {
+                self.process = Some(process);
+                self.phase = Phase::Starting;
+                if let Agent::Openai(openai) = &mut agent {
+                    openai.await_readiness();
+                }
+                self.agent = Some(agent);
+            }
+            Err(error) => self.launch_failed(&error.to_string()),
+        }
+    }
+
+    fn launch_failed(&mut self, error: &str) {
+        self.log.note(&format!("the agent could not be launched: {error}"));
+        self.clear(Some(End::LaunchFailed { error: error.to_string() }));
+    }
+
+    fn spawn(
+        &mut self,
+        extra_env: &[(&str, String)],
+        has_input: bool,
+    ) -> Result<Process, SpawnError> {
+        let launch = self.launch.as_ref().ok_or(SpawnError::NoProgram)?;
+        let given = launch.env.iter().map(|(name, value)| (name.as_str(), value.0.as_str()));
+        let extra = extra_env.iter().map(|(name, value)| (*name, value.as_str()));
+        let program = Program {
+            command: &launch.command,
+            env: given.chain(extra).collect::<BTreeMap<_, _>>(),
+            workspace: &launch.workspace,
+            cgroup: self.cgroup.as_ref(),
+            has_input,
+        };
+        let process = program.spawn()?;
+        let name = launch.command.first().map_or("", String::as_str);
+        self.log.note(&format!("executed {name} as process {}", process.pid.as_raw_nonzero()));
+        self.record_agent(process.pid);
+        Ok(process)
+    }
+
+    fn record_agent(&mut self, pid: Pid) {
+        let process_group = pid.as_raw_nonzero().get();
+        // Whoever ended meanwhile is a zombie until the reaper looks, and still listed.
+        let Some(process) = ProcessMark::of(process_group) else { return };
+        if let Err(error) = self.folder.write_agent(&AgentRecord { process, process_group }) {
+            self.log.note(&crate::words(&error));
+        }
+    }
+
+    fn become_ready(&mut self) {
+        self.phase = Phase::Ready;
+        self.was_ready = true;
+        self.log.note("the agent is ready");
+    }
+
+    // ---- turns ----
+
+    fn on_turn(&mut self, turn: TurnId, text: &str) {
+        let offer = self.turns.offer(turn);
+        match offer {
+            Offer::Repeat => {}
+            Offer::New if matches!(self.phase, Phase::Ready) && self.stop.is_none() => {
+                self.turns.begin(turn);
+                self.start_turn(turn, text);
+            }
+            Offer::New => self.log.note(&format!("dropped turn {turn}: the agent is not ready")),
+            Offer::Past | Offer::Busy => {
+                self.log.note(&format!("dropped turn {turn}: {offer:?}"));
+            }
+        }
+    }
+
+    fn start_turn(&mut self, turn: TurnId, text: &str) {
+        let session = self.spec.session.clone();
+        match (&mut self.agent, &mut self.process) {
+            (Some(Agent::Exec(_)), _) => self.start_exec_turn(turn, text),
+            (Some(Agent::Jsonl(_)), Some(process)) => {
+                let line = turn_line(&session, turn, text);
+                let is_room = process.input_waiting_bytes() + line.len() <= INPUT_WAITING_BYTES_MAX;
+                if !is_room || !process.queue_input(&line) {
+                    let message = "the agent does not read its standard input";
+                    self.finish_turn(failed(Cause::ProtocolFault, message, true));
+                }
+            }
+            (Some(Agent::Openai(openai)), _) => openai.start_turn(&session, text),
+            (Some(Agent::Jsonl(_)) | None, _) => {}
+        }
+    }
+
+    fn start_exec_turn(&mut self, turn: TurnId, text: &str) {
+        let counters_before = self.cgroup.as_ref().map(Cgroup::counters).unwrap_or_default();
+        let environment = turn_environment(&self.spec.session, turn);
+        match self.spawn(&environment, true) {
+            Ok(mut process) => {
+                process.queue_input(text.as_bytes());
+                process.close_input();
+                self.process = Some(process);
+                let turn = Some(ExecTurn::new(counters_before));
+                self.agent = Some(Agent::Exec(Exec { turn }));
+            }
+            Err(error) => self.finish_turn(not_executed(&error)),
+        }
+    }
+
+    pub(crate) fn finish_turn(&mut self, outcome: TurnOutcome) {
+        let Some((turn, outcome)) = self.turns.end(outcome) else { return };
+        let how = match outcome {
+            TurnOutcome::Answered { text, .. } => format!("answered with {} bytes", text.len()),
+            TurnOutcome::Failed { cause, .. } => format!("failed: {cause}"),
+        };
+        self.log.note(&format!("turn {turn} {how}"));
+        if let Err(error) = self.folder.write_result(turn, outcome) {
+            self.log.note(&crate::words(&error));
+        }
+    }
+
+    fn answer_with_text(&mut self) {
+        let outcome = self.turns.answer_with_text(None);
+        self.finish_turn(outcome);
+    }
+
+    /// Adds to the running turn's text, or ends the turn if that makes it too long.
+    pub(crate) fn add_text(&mut self, text: &str) {
+        let Err(too_large) = self.turns.append(text) else { return };
+        match &mut self.agent {
+            Some(Agent::Exec(Exec { turn: Some(turn) })) => {
+                turn.verdict = Some(too_large.outcome());
+                if let Some(process) = &self.process {
+                    crate::reaper::kill_group(process.pid);
+                }
+            }
+            Some(Agent::Openai(openai)) => {
+                openai.stop_talking();
+                self.finish_turn(too_large.outcome());
+            }
+            _ => self.finish_turn(too_large.outcome()),
+        }
+    }
+
+    // ---- the agent ----
+
+    /// The next thing that the agent does; never ends while there can be none. Loses nothing when
+    /// dropped.
+    pub(crate) async fn next(&mut self, buffer: &mut [u8]) -> FromAgent {
+        let Self { process, agent, .. } = self;
+        let pipes = async {
+            match process {
+                Some(process) => process.next(buffer).await,
+                None => std::future::pending().await,
+            }
+        };
+        let http = async {
+            match agent {
+                Some(Agent::Openai(openai)) => openai.next().await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            from_pipes = pipes => FromAgent::Pipes(from_pipes),
+            said = http => FromAgent::Http(said),
+        }
+    }
+
+    pub(crate) fn on_output(&mut self, bytes: &[u8]) {
+        match &mut self.agent {
+            Some(Agent::Exec(Exec { turn: Some(turn) })) if turn.verdict.is_none() => {
+                let text = turn.take_output(bytes);
+                self.add_text(&text);
+            }
+            Some(Agent::Exec(_)) => {}
+            Some(Agent::Jsonl(jsonl)) => {
+                let mut said = Vec::new();
+                jsonl.push(bytes, &mut said);
+                said.into_iter().for_each(|said| self.on_said(said));
+            }
+            Some(Agent::Openai(_)) | None => self.log.feed_out(bytes),
+        }
+    }
+
+    pub(crate) fn on_errors(&mut self, bytes: &[u8]) {
+        if let Some(Agent::Exec(Exec { turn: Some(turn) })) = &mut self.agent {
+            turn.take_errors(bytes);
+        }
+        self.log.feed_err(bytes);
+    }
+
+    pub(crate) fn on_said(&mut self, said: Said) {
+        match said {
+            Said::Ready if matches!(self.phase, Phase::Starting) => self.become_ready(),
+            Said::Ready => {}
+            Said::Delta { turn, .. } | Said::Done { turn, .. } | Said::Error { turn, .. }
+                if self.turns.running().is_none_or(|running| running.to_string() != turn) =>
+            {
+                self.on_stray_frame();
+            }
+            Said::Delta { text, .. } => self.add_text(&text),
+            Said::Done { text, .. } if text.is_empty() => self.answer_with_text(),
+            Said::Done { text, .. } if text.len() > REPLY_BYTES_MAX => {
+                self.finish_turn(ReplyTooLarge.outcome());
+            }
+            Said::Done { text, .. } => {
+                self.finish_turn(TurnOutcome::Answered { text, exit_code: None });
+            }
+            Said::Error { message, retryable, .. } => {
+                self.finish_turn(failed(Cause::AgentError, message, retryable));
+            }
+            Said::Hold { name, for_ms } => {
+                if self.holds.take(&name, for_ms, Instant::now()).is_err() {
+                    self.log.note("dropped a hold: there are too many");
+                }
+            }
+            Said::Noise(line) => self.log.line(Stream::Out, &line),
+            Said::Overlong(head) => {
+                self.log.line(Stream::Out, &head);
+                self.log.note("dropped a line that is longer than any frame may be");
+                self.finish_turn(ReplyTooLarge.outcome());
+            }
+        }
+    }
+
+    /// Counted; noted at the 1st, 2nd, 4th, 8th … so that no agent floods its own log with them.
+    fn on_stray_frame(&mut self) {
+        let Some(Agent::Jsonl(jsonl)) = &mut self.agent else { return };
+        jsonl.stray_frames += 1;
+        let count = jsonl.stray_frames;
+        if count.is_power_of_two() {
+            self.log
+                .note(&format!("dropped a frame for a turn that does not run ({count} so far)"));
+        }
+    }
+
+    pub(crate) fn on_http(&mut self, said: HttpSaid) {
+        match said {
+            HttpSaid::Ready if matches!(self.phase, Phase::Starting) => self.become_ready(),
+            HttpSaid::Ready => {}
+            HttpSaid::Note(note) => self.log.note(&note),
+            HttpSaid::Text(text) => self.add_text(&text),
+            HttpSaid::Done => self.answer_with_text(),
+            HttpSaid::Failed(outcome) => self.finish_turn(outcome),
+            HttpSaid::Broken(outcome) => {
+                if let Some(Agent::Openai(openai)) = &mut self.agent {
+                    openai.settling = Some((Instant::now() + SETTLE_SPAN, outcome));
+                }
+            }
+        }
+        self.conclude_if_heard_out();
+    }
+}
