@@ -261,7 +261,9 @@ impl fmt::Display for Because {
                 let messages = count(*waiting as u64, "message", "messages");
                 write!(f, "the daemon came back and found {messages} waiting")
             }
-            Because::AgentNotConfigured => f.write_str("its agent is not in the config any more"),
+            Because::AgentNotConfigured => {
+                f.write_str("not started, because its agent is not in the config any more")
+            }
         }
     }
 }

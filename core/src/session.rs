@@ -315,6 +315,9 @@ impl Session {
         self.journal(next, because, ctx);
         self.phase = next;
         self.dirty = true;
+        if !ctx.is_configured && self.wants_start() {
+            self.note(Because::AgentNotConfigured, ctx);
+        }
     }
 
     /// A decision that changes no phase.

@@ -119,15 +119,17 @@ impl Supervisor {
     pub fn recover(&mut self, now: Now, stored: StoredSession, effects: &mut Effects) {
         let id = stored.record.id.clone();
         let (phase, generation) = (stored.record.phase, stored.record.generation);
-        if phase.has_instance() {
-            effects.write(crate::command::Write::InsertDecision(Decision {
-                session: id.clone(),
-                generation,
-                at: now.wall,
-                from: phase,
-                to: phase,
-                because: Because::Recovered { waiting: stored.deliveries.len() },
-            }));
+        let because = if phase.has_instance() {
+            Some(Because::Recovered { waiting: stored.deliveries.len() })
+        } else if phase == Phase::Asleep && !self.agents.contains_key(id.agent()) {
+            Some(Because::AgentNotConfigured)
+        } else {
+            None
+        };
+        if let Some(because) = because {
+            let (session, at) = (id.clone(), now.wall);
+            let decision = Decision { session, generation, at, from: phase, to: phase, because };
+            effects.write(crate::command::Write::InsertDecision(decision));
         }
         self.load(now, stored);
         self.settle(&id, now, effects);

@@ -634,17 +634,22 @@ fn messages_of_an_agent_that_is_not_configured_any_more_are_kept() {
         r#"given send m1 to a/k · send m2 to a/k
            the daemon dies and comes back without agent a
            never launched
+           the daemon dies and comes back
            send m3 to a/k
            wake a/k
            stop a/k
            drop m1
+           drop m2
            +1d"#,
         expect![[r#"
             0s          the daemon dies and comes back without agent a
                 journal: starting: the daemon came back and found 2 messages waiting
             0s          never launched
                 journal: starting → asleep: the instance ended before its agent was executed
+                journal: asleep: not started, because its agent is not in the config any more
                 command: release a/k#1
+            0s          the daemon dies and comes back
+                journal: asleep: not started, because its agent is not in the config any more
             0s          send m3 to a/k
                 answer: refused, no such agent
             0s          wake a/k
@@ -655,10 +660,14 @@ fn messages_of_an_agent_that_is_not_configured_any_more_are_kept() {
                 journal: asleep: ops dropped m1
                 answer: accepted, 1 waiting
                 m1 hears: dropped
+            0s          drop m2
+                journal: asleep: ops dropped m2
+                answer: accepted, 0 waiting
+                m2 hears: dropped
             0s          +1d
             a/k asleep, generation 1
               m1 cancelled
-              m2 pending
+              m2 cancelled
         "#]],
     );
 }
