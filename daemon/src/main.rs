@@ -1,3 +1,7 @@
-//! The daemon.
+//! The program `dormouse`. Everything is in the library beside it: see `lib.rs`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    dormouse::main()
+}

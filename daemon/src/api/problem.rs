@@ -1,0 +1,208 @@
+//! Errors of the HTTP interface: a status, a code, a sentence, and what to do.
+//!
+//! Owner: every handler returns these. Invariants: nothing of an inner error, a path or a secret is
+//! in them (the log has it); 429 and 503 carry `Retry-After`; every code stands in docs/errors.md,
+//! which a test checks.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::response::IntoResponse;
+use dormouse_core::command::{DeniedBecause, Refusal};
+use dormouse_core::id::MessageId;
+
+use crate::api::shape::{ErrorBody, ErrorDetail};
+use crate::engine::request::AskError;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Problem {
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+    pub(crate) hint: String,
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) message_id: Option<MessageId>,
+}
+
+impl Problem {
+    pub(crate) fn new(
+        status: StatusCode,
+        code: &'static str,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        let (message, hint) = (message.into(), hint.into());
+        Self { status, code, message, hint, retry_after: None, message_id: None }
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", message, hint)
+    }
+
+    pub(crate) fn later(mut self, after: Duration) -> Self {
+        self.retry_after = Some(after);
+        self
+    }
+
+    pub(crate) fn unauthenticated() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "key_needed",
+            "this needs an API key",
+            "send `Authorization: Bearer KEY`; `dormouse keys create` makes one",
+        )
+    }
+
+    pub(crate) fn wrong_key() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "key_wrong",
+            "this API key is not valid",
+            "it may be revoked; `dormouse keys ls` shows the valid ones",
+        )
+    }
+
+    pub(crate) fn operator_needed() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "operator_needed",
+            "this needs a key with the operator scope",
+            "ask an operator, or use the key in operator.key of the data folder",
+        )
+    }
+
+    pub(crate) fn too_fast(after: Duration) -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_fast",
+            "too many requests in a short time",
+            "wait as long as Retry-After says; [limits] in the config has the rates",
+        )
+        .later(after)
+    }
+
+    pub(crate) fn not_found(what: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            format!("there is no such {what}"),
+            "check the name; what belongs to another subject is not shown",
+        )
+    }
+
+    pub(crate) fn store_full() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "store_full",
+            "there is no room on the disk, so nothing was accepted",
+            "free space where the data folder is; what was accepted before is safe",
+        )
+        .later(Duration::from_secs(5))
+    }
+
+    /// Our own failure: the log has the facts, the answer only says so.
+    pub(crate) fn internal() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "something failed inside Dormouse",
+            "the daemon's log says what; please report it",
+        )
+    }
+
+    pub(crate) fn refused(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::UnknownAgent => Self::new(
+                StatusCode::NOT_FOUND,
+                "unknown_agent",
+                "no agent of this name is in the config",
+                "`dormouse agents` lists them",
+            ),
+            Refusal::NotYourSession => Self::new(
+                StatusCode::FORBIDDEN,
+                "not_your_session",
+                "this session belongs to another subject",
+                "choose another session key",
+            ),
+            Refusal::IdempotencyConflict { message } => Self {
+                message_id: Some(*message),
+                ..Self::new(
+                    StatusCode::CONFLICT,
+                    "idempotency_conflict",
+                    "this idempotency key was used for another message",
+                    "use a new key for a new message",
+                )
+            },
+            Refusal::QueueFull { messages, bytes } => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "queue_full",
+                format!("{messages} messages ({bytes} bytes) of this session wait already"),
+                "wait until some are answered, or drop some with `dormouse queue drop`",
+            )
+            .later(Duration::from_secs(10)),
+        }
+    }
+
+    pub(crate) fn denied(because: DeniedBecause) -> Self {
+        let (code, message, hint) = match because {
+            DeniedBecause::MessagesWaiting { waiting } => (
+                "messages_waiting",
+                format!("{waiting} messages wait for the next start"),
+                "`dormouse queue ls` shows them; drop them first, or let them be answered",
+            ),
+            DeniedBecause::InFlight => (
+                "in_flight",
+                "the message is with the agent now".to_owned(),
+                "stop the session first, then drop the message",
+            ),
+            DeniedBecause::AgentNotConfigured => (
+                "agent_not_configured",
+                "the session's agent is not in the config".to_owned(),
+                "add the agent to the config and restart Dormouse",
+            ),
+        };
+        Self::new(StatusCode::CONFLICT, code, message, hint)
+    }
+
+    pub(crate) fn detail(&self) -> ErrorDetail {
+        ErrorDetail {
+            code: self.code.to_owned(),
+            message: self.message.clone(),
+            hint: self.hint.clone(),
+            message_id: self.message_id,
+        }
+    }
+
+    /// The same status and headers around another shape of body.
+    pub(crate) fn respond_with(&self, body: &impl serde::Serialize) -> Response<Body> {
+        let mut response = (self.status, axum::Json(body)).into_response();
+        let headers = response.headers_mut();
+        if let Some(after) = self.retry_after {
+            let seconds = after.as_millis().div_ceil(1_000).max(1);
+            let value = HeaderValue::from_str(&seconds.to_string()).expect("digits are a value");
+            headers.insert(header::RETRY_AFTER, value);
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<AskError> for Problem {
+    fn from(error: AskError) -> Self {
+        let (code, message) = match error {
+            AskError::Overloaded => ("overloaded", "too many requests wait already"),
+            AskError::Ended => ("shutting_down", "Dormouse is shutting down"),
+        };
+        let hint = "nothing was accepted; try again with the same idempotency key";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message, hint).later(Duration::from_secs(1))
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response<Body> {
+        self.respond_with(&ErrorBody { error: self.detail() })
+    }
+}

@@ -1,0 +1,519 @@
+//! The config file: TOML in, typed settings out, or an error that names the line and what to do.
+//!
+//! Owner: read once at start. Invariants: an unknown key is refused; a value out of bounds is
+//! refused; secrets have no place in it. `default.toml` is the manual, and a test holds it to the
+//! defaults in the code.
+//! Absent: reloading, revisions, secret values.
+
+pub(crate) mod units;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dormouse_core::id::AgentName;
+use dormouse_core::limits;
+use dormouse_core::policy::{AgentPolicy, NodePolicy, RetrySafety};
+use dormouse_edge::driver::fake::FakeScript;
+use serde::Deserialize;
+use units::{Size, Span};
+
+pub(crate) const DEFAULT: &str = include_str!("config/default.toml");
+const FILE_BYTES_MAX: u64 = 1 << 20;
+const FILE_NAME: &str = "dormouse.toml";
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("cannot read the config {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("the config {path} is larger than 1 MiB")]
+    TooLarge { path: PathBuf },
+    #[error("the config {path} is wrong:\n{problem}")]
+    Parse { path: PathBuf, problem: String },
+    #[error("the config {path} is wrong: {setting}: {problem}")]
+    Value { path: PathBuf, setting: String, problem: String },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) listen: SocketAddr,
+    pub(crate) node: NodePolicy,
+    pub(crate) orphan_limit: Duration,
+    pub(crate) refuse_without_cgroup: bool,
+    pub(crate) disk_floor_bytes: u64,
+    pub(crate) gate: GateLimits,
+    pub(crate) agents: BTreeMap<AgentName, Agent>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct GateLimits {
+    pub(crate) messages_per_second: u32,
+    pub(crate) messages_burst: u32,
+    pub(crate) unauthenticated_per_second: u32,
+    pub(crate) wrong_keys_per_minute: u32,
+    pub(crate) connections: usize,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Agent {
+    pub(crate) driver: DriverKind,
+    pub(crate) command: Vec<String>,
+    pub(crate) adapter: AdapterSetting,
+    pub(crate) memory_limit_bytes: Option<u64>,
+    pub(crate) pids_limit: Option<u64>,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) secrets: Vec<String>,
+    pub(crate) policy: AgentPolicy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum DriverKind {
+    #[default]
+    Process,
+    Fake,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum AdapterSetting {
+    Exec {},
+    Jsonl {
+        #[serde(default)]
+        ready: bool,
+    },
+    Openai {
+        url: String,
+        ready: Option<String>,
+        model: Option<String>,
+        #[serde(default)]
+        headers: BTreeMap<String, String>,
+    },
+}
+
+impl AdapterSetting {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            AdapterSetting::Exec {} => "exec",
+            AdapterSetting::Jsonl { .. } => "jsonl",
+            AdapterSetting::Openai { .. } => "openai",
+        }
+    }
+}
+
+/// The file as it is written. Field names are the setting's names.
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    server: ServerTable,
+    node: NodeTable,
+    limits: LimitsTable,
+    agents: BTreeMap<String, AgentTable>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ServerTable {
+    listen: SocketAddr,
+}
+
+impl Default for ServerTable {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7766)) }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NodeTable {
+    starts_at_once: usize,
+    orphan_limit: Span,
+    when_no_cgroup: WhenNoCgroup,
+    disk_floor: Size,
+}
+
+#[derive(Debug, Deserialize, PartialEq, Eq, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum WhenNoCgroup {
+    GoOn,
+    Refuse,
+}
+
+impl Default for NodeTable {
+    fn default() -> Self {
+        Self {
+            starts_at_once: NodePolicy::default().starts_at_once,
+            orphan_limit: Span(Duration::from_secs(10 * 60)),
+            when_no_cgroup: WhenNoCgroup::GoOn,
+            disk_floor: Size(64 << 20),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsTable {
+    queue_messages: usize,
+    queue_size: Size,
+    messages_per_second: u32,
+    messages_burst: u32,
+    unauthenticated_per_second: u32,
+    wrong_keys_per_minute: u32,
+    connections: usize,
+}
+
+impl Default for LimitsTable {
+    fn default() -> Self {
+        Self {
+            queue_messages: limits::QUEUE_MESSAGES_MAX,
+            queue_size: Size(limits::QUEUE_BYTES_MAX),
+            messages_per_second: 20,
+            messages_burst: 60,
+            unauthenticated_per_second: 5,
+            wrong_keys_per_minute: 10,
+            connections: 1024,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AgentTable {
+    #[serde(default)]
+    driver: DriverKind,
+    #[serde(default)]
+    command: Vec<String>,
+    adapter: Option<AdapterSetting>,
+    memory: Option<Size>,
+    pids: Option<u64>,
+    #[serde(default)]
+    idle: IdleTable,
+    #[serde(default)]
+    start: StartTable,
+    #[serde(default)]
+    turn: TurnTable,
+    #[serde(default)]
+    stop: StopTable,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    #[serde(default)]
+    secrets: Vec<String>,
+    /// The part that the fake driver plays.
+    #[serde(default)]
+    fake: FakeScript,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct IdleTable {
+    stop_after: Option<Span>,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct StartTable {
+    ready_within: Option<Span>,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct TurnTable {
+    stuck_after: Option<Span>,
+    within: Option<Span>,
+    attempts: Option<u32>,
+    retry: Option<Retry>,
+}
+
+#[derive(Debug, Deserialize, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum Retry {
+    Safe,
+    Ask,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct StopTable {
+    drain_within: Option<Span>,
+    grace: Option<Span>,
+}
+
+/// Scripts of the agents whose driver is `fake`.
+pub(crate) type FakeScripts = BTreeMap<AgentName, FakeScript>;
+
+/// The config in force, and where it came from.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) config: Config,
+    pub(crate) fake_scripts: FakeScripts,
+    /// `None`: the text that is built in.
+    pub(crate) path: Option<PathBuf>,
+}
+
+/// Reads the file that was named, else `dormouse.toml` beside the user, else the built-in text.
+pub(crate) fn load(named: Option<&Path>) -> Result<Loaded, ConfigError> {
+    let path = match named {
+        Some(path) => Some(path.to_owned()),
+        None => Some(PathBuf::from(FILE_NAME)).filter(|path| path.exists()),
+    };
+    let text = match &path {
+        Some(path) => read(path)?,
+        None => DEFAULT.to_owned(),
+    };
+    let shown = path.clone().unwrap_or_else(|| PathBuf::from("(built in)"));
+    let (mut config, fake_scripts) = parse(&text, &shown)?;
+    if let Ok(listen) = std::env::var("DORMOUSE_LISTEN") {
+        config.listen = listen.parse().map_err(|_| ConfigError::Value {
+            path: PathBuf::from("environment"),
+            setting: "DORMOUSE_LISTEN".to_owned(),
+            problem: format!("'{listen}' is no address: write for example 127.0.0.1:7766"),
+        })?;
+    }
+    Ok(Loaded { config, fake_scripts, path })
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let wrap = |source| ConfigError::Read { path: path.to_owned(), source };
+    let size = std::fs::metadata(path).map_err(wrap)?.len();
+    if size > FILE_BYTES_MAX {
+        return Err(ConfigError::TooLarge { path: path.to_owned() });
+    }
+    std::fs::read_to_string(path).map_err(wrap)
+}
+
+pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), ConfigError> {
+    let file: File = toml::from_str(text).map_err(|error| ConfigError::Parse {
+        path: path.to_owned(),
+        problem: with_suggestion(&error.to_string()),
+    })?;
+    let wrong = |setting: String, problem: String| ConfigError::Value {
+        path: path.to_owned(),
+        setting,
+        problem,
+    };
+    check_node(&file).map_err(|(setting, problem)| wrong(setting, problem))?;
+    let mut agents = BTreeMap::new();
+    let mut scripts = BTreeMap::new();
+    for (name, table) in file.agents {
+        let setting = format!("agents.{name}");
+        let id = AgentName::new(&name).map_err(|error| wrong(setting.clone(), error.to_string()))?;
+        scripts.insert(id.clone(), table.fake.clone());
+        let agent = agent_of(table).map_err(|(key, problem)| wrong(format!("{setting}.{key}"), problem))?;
+        agents.insert(id, agent);
+    }
+    let config = Config {
+        listen: file.server.listen,
+        node: NodePolicy {
+            starts_at_once: file.node.starts_at_once,
+            queue_messages_max: file.limits.queue_messages,
+            queue_bytes_max: file.limits.queue_size.0,
+        },
+        orphan_limit: file.node.orphan_limit.0,
+        refuse_without_cgroup: file.node.when_no_cgroup == WhenNoCgroup::Refuse,
+        disk_floor_bytes: file.node.disk_floor.0,
+        gate: GateLimits {
+            messages_per_second: file.limits.messages_per_second,
+            messages_burst: file.limits.messages_burst,
+            unauthenticated_per_second: file.limits.unauthenticated_per_second,
+            wrong_keys_per_minute: file.limits.wrong_keys_per_minute,
+            connections: file.limits.connections,
+        },
+        agents,
+    };
+    Ok((config, scripts))
+}
+
+type Problem = (String, String);
+
+fn problem(setting: &str, words: impl Into<String>) -> Problem {
+    (setting.to_owned(), words.into())
+}
+
+fn check_node(file: &File) -> Result<(), Problem> {
+    let at_least_one = [
+        ("node.starts_at_once", file.node.starts_at_once),
+        ("limits.queue_messages", file.limits.queue_messages),
+        ("limits.connections", file.limits.connections),
+        ("limits.messages_per_second", file.limits.messages_per_second as usize),
+        ("limits.messages_burst", file.limits.messages_burst as usize),
+        ("limits.unauthenticated_per_second", file.limits.unauthenticated_per_second as usize),
+        ("limits.wrong_keys_per_minute", file.limits.wrong_keys_per_minute as usize),
+    ];
+    for (setting, value) in at_least_one {
+        if value == 0 {
+            return Err(problem(setting, "must be at least 1"));
+        }
+    }
+    if file.limits.queue_size.0 < limits::MESSAGE_BYTES_MAX as u64 {
+        return Err(problem("limits.queue_size", "must hold at least one message of 1MiB"));
+    }
+    Ok(())
+}
+
+fn agent_of(table: AgentTable) -> Result<Agent, Problem> {
+    if table.driver == DriverKind::Process && table.command.is_empty() {
+        let words = "is missing: what to run, for example [\"python3\", \"agent.py\"]";
+        return Err(problem("command", words));
+    }
+    let adapter = match (table.adapter, table.driver) {
+        (Some(adapter), _) => adapter,
+        (None, DriverKind::Fake) => AdapterSetting::Exec {},
+        (None, DriverKind::Process) => {
+            return Err(problem("adapter", "is missing: how to talk to it, for example { kind = \"exec\" }"));
+        }
+    };
+    if let AdapterSetting::Openai { url, .. } = &adapter
+        && !url.starts_with("http://")
+    {
+        return Err(problem("adapter.url", "must start with http:// (the agent runs beside its bridge)"));
+    }
+    if table.memory.is_some_and(|size| size.0 < 4 << 20) {
+        return Err(problem("memory", "is too small for any program: at least 4MiB"));
+    }
+    if table.pids == Some(0) {
+        return Err(problem("pids", "must be at least 1"));
+    }
+    for name in table.secrets.iter().chain(table.env.keys()) {
+        let is_plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if name.is_empty() || !is_plain {
+            let words = format!("'{name}' is no name of an environment variable");
+            return Err(problem("env and secrets", words));
+        }
+    }
+    let policy = policy_of(table.idle, table.start, table.turn, table.stop)?;
+    Ok(Agent {
+        driver: table.driver,
+        command: table.command,
+        adapter,
+        memory_limit_bytes: table.memory.map(|size| size.0),
+        pids_limit: table.pids,
+        env: table.env,
+        secrets: table.secrets,
+        policy,
+    })
+}
+
+fn policy_of(
+    idle: IdleTable,
+    start: StartTable,
+    turn: TurnTable,
+    stop: StopTable,
+) -> Result<AgentPolicy, Problem> {
+    let standard = AgentPolicy::default();
+    let or = |span: Option<Span>, default: Duration| span.map_or(default, |span| span.0);
+    let policy = AgentPolicy {
+        stop_after: or(idle.stop_after, standard.stop_after),
+        ready_within: or(start.ready_within, standard.ready_within),
+        stuck_after: or(turn.stuck_after, standard.stuck_after),
+        turn_within: or(turn.within, standard.turn_within),
+        attempts: turn.attempts.unwrap_or(standard.attempts),
+        retry: match turn.retry {
+            None | Some(Retry::Safe) => RetrySafety::Safe,
+            Some(Retry::Ask) => RetrySafety::Ask,
+        },
+        drain_within: or(stop.drain_within, standard.drain_within),
+        stop_grace: or(stop.grace, standard.stop_grace),
+        reattach_within: standard.reattach_within,
+    };
+    let positive = [
+        ("idle.stop_after", policy.stop_after),
+        ("start.ready_within", policy.ready_within),
+        ("turn.stuck_after", policy.stuck_after),
+        ("turn.within", policy.turn_within),
+    ];
+    for (setting, span) in positive {
+        if span.is_zero() {
+            return Err(problem(setting, "must be longer than nothing"));
+        }
+    }
+    if !(1..=limits::ATTEMPTS_MAX).contains(&policy.attempts) {
+        return Err(problem("turn.attempts", format!("must be 1 to {}", limits::ATTEMPTS_MAX)));
+    }
+    Ok(policy)
+}
+
+/// Adds the nearest known key to "unknown field".
+fn with_suggestion(message: &str) -> String {
+    let Some((_, after)) = message.split_once("unknown field `") else { return message.to_owned() };
+    let Some((unknown, expected)) = after.split_once('`') else { return message.to_owned() };
+    let nearest = expected
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .map(|known| (distance(unknown, known), known))
+        .min()
+        .filter(|(distance, known)| *distance <= known.len().div_ceil(2));
+    match nearest {
+        Some((_, known)) => format!("{}\nDid you mean `{known}`?", message.trim_end()),
+        None => message.to_owned(),
+    }
+}
+
+/// Levenshtein distance; keys are short.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in other.iter().enumerate() {
+            let substituted = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Config, String> {
+        parse(text, Path::new("dormouse.toml")).map(|parsed| parsed.0).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_default_file_says_what_the_code_does() {
+        let written = parsed(DEFAULT).unwrap();
+        let silent = parsed(
+            "[agents.python]\ncommand = [\"x\"]\nadapter = { kind = \"jsonl\", ready = true }",
+        )
+        .unwrap();
+        let python = AgentName::new("python").unwrap();
+        assert_eq!(written.agents[&python].policy, silent.agents[&python].policy);
+        assert_eq!(written.node, silent.node);
+        assert_eq!(written.listen, silent.listen);
+        assert_eq!(written.orphan_limit, silent.orphan_limit);
+        assert_eq!(written.disk_floor_bytes, silent.disk_floor_bytes);
+        assert_eq!(format!("{:?}", written.gate), format!("{:?}", silent.gate));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() {
+        let error = parsed("[server]\nlisen = \"127.0.0.1:1\"").unwrap_err();
+        assert!(error.contains("line 2"), "{error}");
+        assert!(error.contains("Did you mean `listen`?"), "{error}");
+    }
+
+    #[test]
+    fn values_without_sense_name_their_setting() {
+        let agent = |line: &str| {
+            let head = "[agents.a]\ncommand = [\"x\"]\nadapter = { kind = \"exec\" }\n";
+            parsed(&format!("{head}{line}")).unwrap_err()
+        };
+        for (line, words) in [
+            ("turn = { attempts = 9 }", "agents.a.turn.attempts: must be 1 to 5"),
+            ("idle = { stop_after = \"0s\" }", "agents.a.idle.stop_after"),
+            ("idle = { stop_after = 30 }", "has no unit"),
+            ("memory = \"1MB\"", "MiB"),
+            ("memory = \"1KiB\"", "at least 4MiB"),
+            ("env = { \"A=B\" = \"x\" }", "no name of an environment variable"),
+        ] {
+            let error = agent(line);
+            assert!(error.contains(words), "{line}: {error}");
+        }
+        assert!(parsed("[agents.a]").unwrap_err().contains("agents.a.command: is missing"));
+        assert!(parsed("[agents.\"A B\"]\ncommand=[\"x\"]").unwrap_err().contains("agent name"));
+    }
+}

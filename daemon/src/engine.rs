@@ -1,0 +1,475 @@
+//! The one loop that owns all state: events in, `core` decides, one transaction, then answers,
+//! notices and commands.
+//!
+//! ```text
+//!  gateway ─ requests ─┐
+//!  bridges ─ events ───┼▶ batch ─▶ load ─▶ Supervisor::handle ─▶ writes ─▶ commit (fsync) ─┬▶ answers
+//!  drivers ─ events ───┤                                                                   ├▶ notices ─▶ Hub
+//!  deadline ───────────┘                                                                   └▶ commands ─▶ Hands
+//! ```
+//!
+//! Owner: a thread of its own. Invariants: nothing is answered, told or done before the batch it
+//! rests on is committed; after a failed commit nothing is acknowledged any more, and the loop ends
+//! with the reason (FAULTS I21); a full disk undoes the whole batch, refuses its messages, and
+//! starts over from the store in place (F6).
+//! Absent: decisions (`core`), SQL (`store`), processes and sockets (`edge`).
+
+pub(crate) mod clock;
+pub(crate) mod hands;
+pub(crate) mod mint;
+pub(crate) mod request;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_core::command::{Answer, Command, Effects, RequestOutcome};
+use dormouse_core::event::{Event, Submission};
+use dormouse_core::evidence::{End, Evidence};
+use dormouse_core::id::{InstanceId, MessageId, RequestId, SessionId, Subject, TurnId};
+use dormouse_core::supervisor::Supervisor;
+use dormouse_core::time::{Monotonic, Now};
+use dormouse_store::{ApplyError, Batch, CommitError, ReadError, Store};
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::hub::{Hub, Place};
+use crate::metrics::Metrics;
+use clock::Clock;
+use hands::Hands;
+use mint::Mint;
+use request::{Ask, KeyChange, Reply, Request, Verdict};
+
+/// The most inputs that one transaction takes: enough for group commit, few enough that the first
+/// of them does not wait.
+const BATCH_INPUTS_MAX: usize = 1_024;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineError {
+    #[error("the store failed while reading")]
+    Read(#[source] ReadError),
+    #[error("the store refused a change")]
+    Apply(#[source] ApplyError),
+    #[error("the store failed to commit; nothing of this batch was acknowledged")]
+    Commit(#[source] CommitError),
+}
+
+pub(crate) struct Engine {
+    store: Store,
+    supervisor: Supervisor,
+    config: Arc<Config>,
+    clock: Clock,
+    mint: Mint,
+    hub: Hub,
+    hands: Hands,
+    metrics: Arc<Metrics>,
+    requests: mpsc::Receiver<Request>,
+    events: mpsc::Receiver<Event>,
+    next_request: u64,
+    /// The disk was too full even to start over: nothing is taken until it is not.
+    is_stalled: bool,
+}
+
+/// How often a stalled engine looks whether there is room again.
+const STALL_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+pub(crate) struct EngineParts {
+    pub(crate) store: Store,
+    pub(crate) config: Arc<Config>,
+    pub(crate) hub: Hub,
+    pub(crate) hands: Hands,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) events: mpsc::Receiver<Event>,
+}
+
+/// One batch while it is being built.
+#[derive(Default)]
+struct Pending {
+    effects: Effects,
+    waiting: BTreeMap<RequestId, Ask>,
+    replies: Vec<(Reply, Verdict)>,
+    /// Texts for the turns that this batch delivers.
+    texts: BTreeMap<TurnId, String>,
+}
+
+impl Engine {
+    /// Takes over what the store holds. `alive` are the instances that the drivers found running.
+    pub(crate) fn recover(parts: EngineParts) -> Result<Self, EngineError> {
+        let EngineParts { store, config, hub, hands, metrics, requests, events } = parts;
+        let newest = store.newest_message_id().map_err(EngineError::Read)?;
+        let mut engine = Self {
+            supervisor: empty_supervisor(&config),
+            mint: Mint::after(newest),
+            clock: Clock::start(),
+            next_request: 0,
+            is_stalled: false,
+            store,
+            config,
+            hub,
+            hands,
+            metrics,
+            requests,
+            events,
+        };
+        engine.start_over()?;
+        Ok(engine)
+    }
+
+    /// Runs until it is told to end, or cannot go on.
+    pub(crate) async fn run(mut self) -> Result<(), EngineError> {
+        let mut requests = Vec::with_capacity(BATCH_INPUTS_MAX);
+        let mut events = Vec::with_capacity(BATCH_INPUTS_MAX);
+        loop {
+            if self.is_stalled {
+                if !self.wait_for_room().await? {
+                    return Ok(());
+                }
+                continue;
+            }
+            let deadline = self.supervisor.next_deadline();
+            let wait = self.clock.wait_until(deadline);
+            tokio::select! {
+                biased;
+                taken = self.events.recv_many(&mut events, BATCH_INPUTS_MAX) => {
+                    if taken == 0 { return Ok(()) }
+                }
+                taken = self.requests.recv_many(&mut requests, BATCH_INPUTS_MAX) => {
+                    if taken == 0 { return Ok(()) }
+                }
+                () = wait => {}
+            }
+            // Whatever else is there rides in the same transaction.
+            while requests.len() < BATCH_INPUTS_MAX && let Ok(request) = self.requests.try_recv() {
+                requests.push(request);
+            }
+            while events.len() < BATCH_INPUTS_MAX && let Ok(event) = self.events.try_recv() {
+                events.push(event);
+            }
+            let ends = requests.iter().any(|request| matches!(request, Request::End));
+            self.batch(std::mem::take(&mut events), std::mem::take(&mut requests), deadline)?;
+            if ends {
+                return Ok(());
+            }
+        }
+    }
+
+    fn batch(
+        &mut self,
+        events: Vec<Event>,
+        requests: Vec<Request>,
+        deadline: Option<Monotonic>,
+    ) -> Result<(), EngineError> {
+        let now = self.clock.now();
+        let mut pending = Pending::default();
+        match self.handle_all(now, events, requests, deadline, &mut pending) {
+            Ok(()) => {
+                self.release(pending);
+                Ok(())
+            }
+            Err(error) if error.is_full() => {
+                pending.refuse_everything();
+                self.metrics.store_full.inc();
+                tracing::error!("the disk is full: messages are refused until there is room again");
+                self.start_over()
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn handle_all(
+        &mut self,
+        now: Now,
+        events: Vec<Event>,
+        requests: Vec<Request>,
+        deadline: Option<Monotonic>,
+        pending: &mut Pending,
+    ) -> Result<(), EngineError> {
+        let has_room = requests.is_empty() || self.has_room();
+        let mut batch = self.store.batch();
+        let mut step = Step {
+            now,
+            supervisor: &mut self.supervisor,
+            mint: &mut self.mint,
+            next_request: &mut self.next_request,
+            batch: &mut batch,
+            pending,
+        };
+        for event in events {
+            step.handle(event)?;
+        }
+        for request in requests {
+            step.request(request, has_room)?;
+        }
+        if deadline.is_some_and(|at| at <= now.monotonic) {
+            step.handle(Event::DeadlinePassed)?;
+        }
+        self.metrics.time_commit(|| batch.commit()).map_err(EngineError::Commit)
+    }
+
+    /// Whether the file system has more than the floor free. A failure to ask is not a full disk.
+    fn has_room(&self) -> bool {
+        match self.store.free_bytes() {
+            Ok(free) => free >= self.config.disk_floor_bytes,
+            Err(error) => {
+                tracing::warn!(%error, "cannot ask how much room the data folder has");
+                true
+            }
+        }
+    }
+
+    /// After the commit: answer, tell, act.
+    fn release(&mut self, mut pending: Pending) {
+        self.metrics.count(&pending.effects);
+        for (request, answer) in std::mem::take(&mut pending.effects.answers) {
+            let ask = pending.waiting.remove(&request).expect("each request is answered once");
+            let watcher = match (&answer, ask.watch) {
+                (Answer::Accepted { message, .. }, true) => {
+                    Some(self.hub.watch(*message, Place::default()))
+                }
+                _other => None,
+            };
+            // A sender who has gone away meanwhile has its answer in the store.
+            drop(ask.reply.send(Verdict::Answered { answer, watcher }));
+        }
+        assert!(pending.waiting.is_empty(), "each request is answered in its batch");
+        for (reply, verdict) in pending.replies {
+            drop(reply.send(verdict));
+        }
+        for notice in pending.effects.notices {
+            self.hub.post(notice);
+        }
+        for command in pending.effects.commands {
+            self.hands.act(command, &mut pending.texts);
+        }
+    }
+
+    /// From the store alone, as after a restart, without one. Bridges dial again and repeat what
+    /// was not acknowledged.
+    fn start_over(&mut self) -> Result<(), EngineError> {
+        self.supervisor = empty_supervisor(&self.config);
+        self.hub.forget_turns();
+        self.hands.disconnect_bridges();
+        match self.rebuild() {
+            Ok(()) => self.is_stalled = false,
+            Err(error) if error.is_full() => {
+                self.supervisor = empty_supervisor(&self.config);
+                self.is_stalled = true;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Refuses what comes and tries again after a while. `false`: it was told to end.
+    async fn wait_for_room(&mut self) -> Result<bool, EngineError> {
+        let retry_at = tokio::time::Instant::now() + STALL_RETRY_AFTER;
+        loop {
+            let request = tokio::select! {
+                request = self.requests.recv() => request,
+                () = tokio::time::sleep_until(retry_at) => break,
+            };
+            match request {
+                None | Some(Request::End) => return Ok(false),
+                Some(request) => request.refuse(),
+            }
+        }
+        self.start_over()?;
+        Ok(true)
+    }
+
+    /// Takes over every session that is not dormant, and settles with the drivers what still lives.
+    fn rebuild(&mut self) -> Result<(), EngineError> {
+        let now = self.clock.now();
+        let mut pending = Pending::default();
+        let live = self.store.live_sessions().map_err(EngineError::Read)?;
+        let mut expected = Vec::new();
+        for stored in live {
+            let record = &stored.record;
+            if record.phase.has_instance() {
+                expected.push(InstanceId {
+                    session: record.id.clone(),
+                    generation: record.generation,
+                });
+            }
+            self.supervisor.recover(now, stored, &mut pending.effects);
+        }
+        let mut batch = self.store.batch();
+        apply_all(&mut batch, &mut pending.effects)?;
+        batch.commit().map_err(EngineError::Commit)?;
+        self.release(pending);
+        self.hands.reconcile(expected);
+        Ok(())
+    }
+}
+
+fn empty_supervisor(config: &Config) -> Supervisor {
+    let agents =
+        config.agents.iter().map(|(name, agent)| (name.clone(), agent.policy.clone())).collect();
+    Supervisor::new(config.node.clone(), agents)
+}
+
+fn apply_all(batch: &mut Batch<'_>, effects: &mut Effects) -> Result<(), EngineError> {
+    for write in effects.writes.drain(..) {
+        batch.apply(&write).map_err(EngineError::Apply)?;
+    }
+    Ok(())
+}
+
+/// The loop's hands on one batch.
+struct Step<'a, 'store> {
+    now: Now,
+    supervisor: &'a mut Supervisor,
+    mint: &'a mut Mint,
+    next_request: &'a mut u64,
+    batch: &'a mut Batch<'store>,
+    pending: &'a mut Pending,
+}
+
+impl Step<'_, '_> {
+    fn handle(&mut self, event: Event) -> Result<(), EngineError> {
+        if let Some(id) = event.session()
+            && !self.supervisor.is_loaded(id)
+            && let Some(stored) = self.batch.session(id).map_err(EngineError::Read)?
+        {
+            self.supervisor.load(self.now, stored);
+        }
+        let commands_before = self.pending.effects.commands.len();
+        self.supervisor.handle(self.now, event, &mut self.pending.effects);
+        // Applied at once, so that the next event of this batch sees them in the open transaction.
+        apply_all(self.batch, &mut self.pending.effects)?;
+        self.add_texts(commands_before)
+    }
+
+    fn add_texts(&mut self, commands_before: usize) -> Result<(), EngineError> {
+        for command in &self.pending.effects.commands[commands_before..] {
+            if let Command::DeliverTurn { turn, .. } = command {
+                let text = self.batch.message_text(turn.message).map_err(EngineError::Read)?;
+                let text = text.expect("a delivered message is in the store");
+                self.pending.texts.insert(*turn, text);
+            }
+        }
+        Ok(())
+    }
+
+    fn request(&mut self, request: Request, has_room: bool) -> Result<(), EngineError> {
+        match request {
+            Request::End => Ok(()),
+            Request::Key { change, reply } => self.key_change(change, reply),
+            Request::Explain { session, reply } => {
+                let verdict = self.explain(&session);
+                self.pending.replies.push((reply, verdict));
+                Ok(())
+            }
+            Request::Submit { mut submission, ask } => {
+                if !has_room {
+                    self.pending.replies.push((ask.reply, Verdict::StoreFull));
+                    return Ok(());
+                }
+                submission.prior = self.prior(&submission)?;
+                submission.id = self.mint.message(self.now.wall);
+                let request = self.remember(ask);
+                self.handle(Event::MessageSubmitted { request, submission })
+            }
+            Request::Session { session, what, by, ask } => {
+                let request = self.remember(ask);
+                self.handle(Event::SessionRequested { request, session, what, by })
+            }
+            Request::Redrive { message, by, ask } => self.redrive(message, by, ask, has_room),
+            Request::Drop { session, message, is_dead, by, ask } => {
+                let request = self.remember(ask);
+                self.handle(Event::DropRequested { request, session, message, is_dead, by })
+            }
+        }
+    }
+
+    fn explain(&self, session: &SessionId) -> Verdict {
+        let Some(session) = self.supervisor.session(session) else { return Verdict::NotFound };
+        let holds = session.holds(self.now.monotonic).map(str::to_owned).collect();
+        Verdict::Explained { turn: session.turn(), holds }
+    }
+
+    fn prior(
+        &mut self,
+        submission: &Submission,
+    ) -> Result<Option<dormouse_core::event::PriorMessage>, EngineError> {
+        let Some(idempotency) = &submission.idempotency else { return Ok(None) };
+        self.batch.find_prior(&submission.subject, &idempotency.key).map_err(EngineError::Read)
+    }
+
+    fn redrive(
+        &mut self,
+        message: MessageId,
+        by: Subject,
+        ask: Ask,
+        has_room: bool,
+    ) -> Result<(), EngineError> {
+        if !has_room {
+            self.pending.replies.push((ask.reply, Verdict::StoreFull));
+            return Ok(());
+        }
+        let Some(dead) = self.batch.dead_letter(message).map_err(EngineError::Read)? else {
+            self.pending.replies.push((ask.reply, Verdict::NotFound));
+            return Ok(());
+        };
+        let new_id = self.mint.message(self.now.wall);
+        let request = self.remember(ask);
+        self.handle(Event::RedriveRequested { request, dead, new_id, by })
+    }
+
+    fn key_change(&mut self, change: KeyChange, reply: Reply) -> Result<(), EngineError> {
+        let done = match change {
+            KeyChange::Insert(key) => {
+                self.batch.insert_key(&key).map_err(EngineError::Apply)?;
+                true
+            }
+            KeyChange::Revoke(id) => {
+                self.batch.revoke_key(&id, self.now.wall).map_err(EngineError::Apply)?
+            }
+        };
+        let verdict = if done { Verdict::Done } else { Verdict::NotFound };
+        self.pending.replies.push((reply, verdict));
+        Ok(())
+    }
+
+    fn remember(&mut self, ask: Ask) -> RequestId {
+        *self.next_request += 1;
+        let request = RequestId(*self.next_request);
+        self.pending.waiting.insert(request, ask);
+        request
+    }
+}
+
+impl Pending {
+    fn refuse_everything(&mut self) {
+        for (_, ask) in std::mem::take(&mut self.waiting) {
+            drop(ask.reply.send(Verdict::StoreFull));
+        }
+        for (reply, _) in self.replies.drain(..) {
+            drop(reply.send(Verdict::StoreFull));
+        }
+    }
+}
+
+impl EngineError {
+    fn is_full(&self) -> bool {
+        match self {
+            EngineError::Apply(error) => matches!(error, ApplyError::Full { .. }),
+            EngineError::Commit(error) => matches!(error, CommitError::Full { .. }),
+            EngineError::Read(_) => false,
+        }
+    }
+}
+
+/// An instance that the drivers do not know: it never ran, or it ended long ago.
+pub(crate) fn vanished(instance: InstanceId) -> Event {
+    Event::InstanceExited { instance, evidence: Evidence::bare(End::NeverLaunched) }
+}
+
+/// What became of a request, where the answer is an operator's.
+pub(crate) fn outcome_of(answer: &Answer) -> Option<RequestOutcome> {
+    match answer {
+        Answer::Requested(outcome) => Some(*outcome),
+        Answer::Accepted { .. } | Answer::Duplicate { .. } | Answer::Refused(_) => None,
+    }
+}

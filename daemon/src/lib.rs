@@ -1,0 +1,44 @@
+//! Dormouse: the control plane that keeps AI agents answering.
+//!
+//! Read on in this order: `cli` (commands) → `run` (the daemon from first line to last) → `engine`
+//! (the one loop) → `dormouse_core::supervisor` → `dormouse_core::session`. Beside them: `api`
+//! (HTTP), `hub` (who waits for what), `config`, `agents`, `keys`, `gate`, `metrics`, `server`.
+//!
+//! Owner: the process. Invariant: a bridge is this same program, and nothing of the daemon is set
+//! up for it. Absent: an interface for other crates; this library exists for its program and for
+//! the fuzzer.
+
+mod agents;
+mod api;
+mod cli;
+mod config;
+mod doctor;
+mod engine;
+mod gate;
+mod hub;
+mod keys;
+mod metrics;
+mod random;
+mod report;
+mod run;
+mod server;
+
+use std::process::ExitCode;
+
+/// The program.
+pub fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == "bridge") {
+        // Before anything else: a bridge lies on the way of every wake, and stays small.
+        return match (arguments.next(), arguments.next()) {
+            (Some(folder), None) => dormouse_bridge::run(folder.into()),
+            _other => ExitCode::from(dormouse_bridge::EXIT_USAGE),
+        };
+    }
+    cli::main()
+}
+
+/// Feeds the parsers of request bodies: whatever comes, they answer with a value or an error.
+pub fn parse_bodies(bytes: &[u8]) {
+    api::body::fuzz(bytes);
+}
