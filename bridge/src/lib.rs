@@ -18,6 +18,7 @@ mod ending;
 pub mod framer;
 pub mod frames;
 mod hold;
+mod inherited;
 mod instance;
 mod link;
 mod log;

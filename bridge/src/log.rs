@@ -8,8 +8,7 @@
 //! or a turn. The newest lines are also kept in memory, so that evidence has them whatever the
 //! disk does. Absent: reading logs, and the removal of old sessions' logs.
 
-use std::collections::VecDeque;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -59,8 +58,8 @@ pub(crate) struct Log {
     /// Lines on their way to the file, written together.
     batch: String,
     batch_lines: u64,
-    tail: VecDeque<String>,
-    tail_bytes: usize,
+    /// The newest whole lines.
+    tail: String,
 }
 
 impl Log {
@@ -77,8 +76,7 @@ impl Log {
             err: LineFramer::new(LINE_BYTES_MAX),
             batch: String::new(),
             batch_lines: 0,
-            tail: VecDeque::new(),
-            tail_bytes: 0,
+            tail: String::new(),
         }
     }
 
@@ -122,8 +120,7 @@ impl Log {
 
     /// The newest lines, at most `LOG_TAIL_BYTES_MAX` bytes of them.
     pub(crate) fn tail(&self) -> String {
-        let lines = self.tail.iter().map(String::as_str);
-        lines.collect::<String>().trim_end_matches('\n').to_string()
+        self.tail.trim_end_matches('\n').to_string()
     }
 
     fn batch_framed(&mut self, stream: Stream, framed: Framed<'_>) {
@@ -135,15 +132,25 @@ impl Log {
 
     fn batch_line(&mut self, stream: Stream, text: &[u8], is_cut: bool) {
         let text = String::from_utf8_lossy(text);
-        let cut_mark = if is_cut { CUT_MARK } else { "" };
-        let line = format!("{} {stream} {text}{cut_mark}\n", unix_ms());
-        self.batch.push_str(&line);
+        // Replacing makes a text longer than its bytes were.
+        let kept_bytes = text.floor_char_boundary(LINE_BYTES_MAX);
+        let cut_mark = if is_cut || kept_bytes < text.len() { CUT_MARK } else { "" };
+        let text = &text[..kept_bytes];
+        let written = writeln!(self.batch, "{} {stream} {text}{cut_mark}", unix_ms());
+        written.expect("a String takes everything");
         self.batch_lines += 1;
-        self.tail_bytes += line.len();
-        self.tail.push_back(line);
-        while self.tail_bytes > LOG_TAIL_BYTES_MAX {
-            let Some(oldest) = self.tail.pop_front() else { break };
-            self.tail_bytes -= oldest.len();
+    }
+
+    /// The newest whole lines of what there was and of the batch.
+    fn keep_tail(&mut self) {
+        self.tail.push_str(&self.batch);
+        let surplus_bytes = self.tail.len().saturating_sub(LOG_TAIL_BYTES_MAX);
+        if surplus_bytes > 0 {
+            let last_byte_to_go = surplus_bytes - 1;
+            let line_end = self.tail.as_bytes()[last_byte_to_go..].iter().position(|b| *b == b'\n');
+            let kept_from = line_end.map_or(self.tail.len(), |at| last_byte_to_go + at + 1);
+            self.tail.drain(..kept_from);
+            self.tail.shrink_to(LOG_TAIL_BYTES_MAX);
         }
     }
 
@@ -151,6 +158,7 @@ impl Log {
         if self.batch.is_empty() {
             return;
         }
+        self.keep_tail();
         let lines_dropped_before = self.lines_dropped;
         match self.try_write_batch() {
             Ok(()) => self.lines_dropped -= lines_dropped_before,
@@ -241,11 +249,14 @@ mod tests {
         log.feed_out(&[&[b'a'; LINE_BYTES_MAX][..], b"\n"].concat());
         log.feed_out(&[&[b'b'; LINE_BYTES_MAX + 1][..], b"\nnext\n"].concat());
         log.line(Stream::Out, &[b'c'; LINE_BYTES_MAX + 1]);
+        log.line(Stream::Out, &[0xff; LINE_BYTES_MAX]);
         let lines = written(&scratch, LOG_FILE);
         assert_eq!(lines[0], format!("out {}", "a".repeat(LINE_BYTES_MAX)));
         assert_eq!(lines[1], format!("out {} …", "b".repeat(LINE_BYTES_MAX)));
         assert_eq!(lines[2], "out next");
         assert_eq!(lines[3], format!("out {} …", "c".repeat(LINE_BYTES_MAX)));
+        assert_eq!(lines[4], format!("out {} …", "\u{fffd}".repeat(LINE_BYTES_MAX / 3)));
+        assert!(!log.tail().is_empty());
     }
 
     #[test]

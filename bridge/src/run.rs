@@ -73,6 +73,7 @@ impl StartError {
 /// Call it first thing in `main`: the inherited lock is looked for at a fixed descriptor, and the
 /// agent dies with the calling thread.
 pub fn run(run_folder: PathBuf) -> ExitCode {
+    crate::inherited::close_all_on_exec();
     let folder = RunFolder::new(run_folder);
     let (lock, spec) = match take_over(&folder) {
         Ok(taken) => taken,

@@ -22,8 +22,8 @@ use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -35,6 +35,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::frames::Secret;
+use crate::inherited;
 
 /// Where the bridge finds the descriptor of its lock.
 pub const LOCK_DESCRIPTOR: RawFd = 3;
@@ -296,22 +297,9 @@ impl RunFolder {
     /// takes the lock itself. Called before anything else opens files.
     pub(crate) fn inherit_or_take_lock(&self) -> Result<Option<Lock>, RunFolderError> {
         let path = self.path.join(LOCK);
-        let inherited = fs::metadata(format!("/proc/self/fd/{LOCK_DESCRIPTOR}"));
-        let is_ours = inherited
-            .ok()
-            .zip(fs::metadata(&path).ok())
-            .is_some_and(|(held, named)| (held.dev(), held.ino()) == (named.dev(), named.ino()));
-        if !is_ours {
-            return self.lock();
-        }
-        #[expect(unsafe_code, reason = "an inherited descriptor has no owner until one is made")]
-        // SAFETY: the descriptor is open (the look above went through it), nothing in this process
-        // owns it (it came from the parent, for this purpose), and this is called once.
-        let descriptor = unsafe { OwnedFd::from_raw_fd(LOCK_DESCRIPTOR) };
-        let close_on_exec = rustix::io::FdFlags::CLOEXEC;
-        match rustix::io::fcntl_setfd(&descriptor, close_on_exec) {
-            Ok(()) => take_lock(descriptor, path),
-            Err(errno) => Err(RunFolderError::Lock { path, source: errno.into() }),
+        match inherited::take_descriptor(LOCK_DESCRIPTOR, &path) {
+            Some(descriptor) => take_lock(descriptor, path),
+            None => self.lock(),
         }
     }
 
@@ -378,6 +366,8 @@ fn read<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>, RunFolderError>
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use dormouse_core::evidence::End;
     use dormouse_core::id::MessageId;
 

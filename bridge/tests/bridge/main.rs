@@ -8,4 +8,5 @@ mod ending;
 mod exec;
 mod jsonl;
 mod line;
+mod openai;
 mod stage;
