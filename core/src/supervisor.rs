@@ -99,8 +99,11 @@ impl Supervisor {
         self.sessions.values().map(|slot| &slot.session)
     }
 
-    /// When `handle(DeadlinePassed)` is wanted next.
+    /// When `handle(DeadlinePassed)` is wanted next: at once, if there is room for starts.
     pub fn next_deadline(&self) -> Option<Monotonic> {
+        if self.starting < self.node.starts_at_once && !self.line.waiting.is_empty() {
+            return Some(Monotonic::default());
+        }
         self.deadlines.first().map(|deadline| deadline.0)
     }
 
@@ -114,8 +117,9 @@ impl Supervisor {
         assert!(before.is_none(), "a session is loaded once");
     }
 
-    /// At the daemon's start: takes over a session that was not dormant. Its instance, if it had one, must either be
-    /// found by the driver, whose bridge then says hello, or be reported as exited.
+    /// At the daemon's start: takes over a session that was not dormant. Its instance, if it had
+    /// one, must either be found by the driver, whose bridge then says hello, or be reported as
+    /// exited. Nothing is started before all that was starting is known: see `next_deadline`.
     pub fn recover(&mut self, now: Now, stored: StoredSession, effects: &mut Effects) {
         let id = stored.record.id.clone();
         let (phase, generation) = (stored.record.phase, stored.record.generation);
@@ -133,7 +137,6 @@ impl Supervisor {
         }
         self.load(now, stored);
         self.settle(&id, now, effects);
-        self.admit_starts(now, effects);
     }
 
     /// The one way in.

@@ -40,6 +40,29 @@ fn in_asleep_with_a_message_that_waits_in_line() {
 }
 
 #[test]
+fn what_was_starting_before_takes_its_place_among_the_starts_before_any_other() {
+    check(
+        r#"node: starts at once 1
+           given wake a/one · send m1 to a/two
+           the daemon dies and comes back
+           bridge attaches ready from a/one"#,
+        expect![[r#"
+            0s          the daemon dies and comes back
+                journal: a/one starting: the daemon came back and found 0 messages waiting
+            0s          bridge attaches ready from a/one
+                journal: a/one starting → awake: the agent was ready after 0 ms
+                journal: a/two asleep → starting: 1 message to answer
+                m1 hears: waking, about 0 ms
+                command: admit a/one#1, boot 1
+                command: start a/two#1
+            a/one awake, generation 1
+            a/two starting, generation 1
+              m1 pending
+        "#]],
+    );
+}
+
+#[test]
 fn in_starting_when_the_start_was_lost() {
     check(
         r#"given send m1 to a/k
