@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use dormouse_core::cause::Cause;
 use dormouse_core::command::{Answer, Command, Effects, Write};
 use dormouse_core::event::{DeadLetter, Event, PriorMessage};
-use dormouse_core::id::{AgentName, Generation, MessageId, SessionId, Subject, TurnId};
+use dormouse_core::id::{AgentName, Generation, MessageId, SessionId, Subject};
 use dormouse_core::journal::Decision;
 use dormouse_core::policy::{AgentPolicy, NodePolicy};
 use dormouse_core::queue::Queue;
@@ -331,11 +331,6 @@ impl Store {
     pub(crate) fn is_dead(&self, message: MessageId) -> bool {
         let kept = self.messages.get(&message);
         kept.is_some_and(|kept| kept.state == MessageState::Dead && !kept.was_dropped)
-    }
-
-    /// The newest attempt of a message, or one that never was.
-    pub(crate) fn turn_of(&self, message: MessageId) -> TurnId {
-        TurnId { message, attempt: self.messages.get(&message).map_or(1, |kept| kept.attempts) }
     }
 }
 
