@@ -1,23 +1,24 @@
-//! The frames between daemon and bridge: JSON, one per WebSocket text message, `frame` names the kind.
+//! The frames between daemon and bridge: JSON, one per WebSocket text message, `frame` names the
+//! kind.
 //!
 //! ```text
 //!  bridge                                        daemon
-//!    ── hello ─────────────────────────────────────▶   who I am, how far my agent is, which turns I hold
+//!    ── hello ─────────────────────────────────────▶   who I am, how far my agent is, what I hold
 //!    ◀───────────────────────── welcome | refused ──   with `launch`: execute the agent now
 //!    ── ready ─────────────────────────────────────▶
 //!    ◀──────────────────────────────────── turn ────
-//!    ── delta*, hold*, ended ──────────────────────▶   `ended` is repeated after each reconnect until …
+//!    ── delta*, hold*, ended ──────────────────────▶   `ended` is repeated on each line until …
 //!    ◀──────────────────────────── acknowledge ─────   … its result is on disk
 //!    ◀──────────────────────────────────── stop ────
-//!    ── exited ────────────────────────────────────▶   nothing of the agent lives any more; repeated until …
-//!    ◀──────────────────────────────── release ─────   … the evidence is on disk. The bridge ends.
+//!    ── exited ────────────────────────────────────▶   nothing of the agent lives; repeated …
+//!    ◀──────────────────────────────── release ─────   … until the evidence is on disk. The end.
 //! ```
 //!
-//! Owner: this file is the contract; both sides use these types. Invariants: `hello` is the first frame of a connection
-//! and carries the protocol's version; a turn id is executed once per bridge, a repeat is answered from the kept result;
-//! delta offsets count bytes of the turn's text from 0 without gap. Liveness is the WebSocket's ping and pong.
-//! Absent: addresses, retries, and anything that a newer side may not ignore (unknown fields are ignored, unknown frames
-//! end the connection).
+//! Owner: this file is the contract; both sides use these types. Invariants: `hello` is the first
+//! frame of a connection and carries the protocol's version; a turn id is executed once per bridge,
+//! a repeat is answered from the kept result; delta offsets count bytes of the turn's text from 0
+//! without gap. Liveness is the WebSocket's ping and pong. Absent: addresses, retries, and anything
+//! that a newer side may not ignore (unknown fields are ignored, unknown frames end the line).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,7 +32,8 @@ use serde::{Deserialize, Serialize};
 /// Raised when an older side could misunderstand a newer one.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// The largest frame either side takes: a whole reply, JSON-escaped at its worst (six bytes for one), and change.
+/// The largest frame either side takes: a whole reply, JSON-escaped at its worst (six bytes for
+/// one), and change.
 pub const FRAME_BYTES_MAX: usize = 6 * dormouse_core::limits::REPLY_BYTES_MAX + (1 << 16);
 
 /// A text that must not be printed: `Debug` shows nothing of it.
@@ -111,8 +113,8 @@ pub enum ToBridge {
     Release,
 }
 
-/// What to execute, and how to talk to it. `{port}`, `{session}`, `{key}` and `{workspace}` are filled in by the bridge,
-/// in `command`, in the values of `env`, and in the adapter's texts.
+/// What to execute, and how to talk to it. `{port}`, `{session}`, `{key}` and `{workspace}` are
+/// filled in by the bridge, in `command`, in the values of `env`, and in the adapter's texts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
     /// Program and arguments; the program is looked up in the `PATH` of `env`.
@@ -134,7 +136,8 @@ pub enum Adapter {
     Exec,
     /// One long-lived process, JSON lines both ways.
     Jsonl {
-        /// Wait for the agent's `{"ready": true}` before it counts as ready; else it is ready once executed.
+        /// Wait for the agent's `{"ready": true}` before it counts as ready; else it is ready once
+        /// executed.
         wait_for_ready: bool,
     },
     /// One long-lived process with an OpenAI-compatible HTTP interface on loopback.

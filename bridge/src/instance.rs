@@ -10,34 +10,31 @@
 //!      └──────────────── nothing lives any more ── Refused ◀── refused ── (any)
 //! ```
 //!
-//! Owner: `run` owns the one [`Instance`] and calls it from its one loop; `ending` holds the way
-//! from a stop to the last word. Invariants: the agent is executed once; a turn is begun once;
-//! `Over` is reached only when nothing of the agent lives, and `exited` is said only then.
-//! Absent: the connection, sleeping, and any decision about a next life.
+//! Owner: `run` owns the one [`Instance`] and calls it from its one loop; `launch` holds its way
+//! into life, `ending` the way from a stop to the last word. Invariants: the agent is executed
+//! once; a turn is begun once; `Over` is reached only when nothing of the agent lives, and `exited`
+//! is said only then. Absent: the connection, sleeping, and any decision about a next life.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dormouse_core::cause::Cause;
 use dormouse_core::event::{AgentState, TurnOutcome};
-use dormouse_core::evidence::{AskedBy, End};
+use dormouse_core::evidence::AskedBy;
 use dormouse_core::id::{BootId, TurnId};
 use dormouse_core::limits::REPLY_BYTES_MAX;
-use rustix::process::Pid;
 use tokio::time::Instant;
 
 use crate::adapter::exec::{Exec, ExecTurn, not_executed, turn_environment};
-use crate::adapter::jsonl::{Jsonl, Said, turn_line};
-use crate::adapter::openai::{HttpSaid, Openai, SETTLE_SPAN};
+use crate::adapter::jsonl::{Said, turn_line};
+use crate::adapter::openai::{HttpSaid, SETTLE_SPAN};
 use crate::adapter::{Agent, failed};
-use crate::child::{FromPipes, Process, Program, SpawnError};
+use crate::child::{FromPipes, Process};
 use crate::counters::{Cgroup, Counters};
-use crate::ending::{FAR_AWAY, Phase, Stop};
-use crate::frames::{Adapter, FromBridge, Hello, Launch, PROTOCOL_VERSION, ToBridge};
+use crate::ending::{Phase, Stop};
+use crate::frames::{FromBridge, Hello, Launch, PROTOCOL_VERSION, ToBridge};
 use crate::hold::Holds;
 use crate::log::{Log, Stream};
-use crate::rundir::{AgentRecord, ProcessMark, RunFolder, Spec};
-use crate::template;
+use crate::rundir::{RunFolder, Spec};
 use crate::turn::{Offer, ReplyTooLarge, Turns};
 
 /// How long a bridge waits for a daemon before it was ever told how long.
@@ -54,12 +51,12 @@ pub(crate) struct Instance {
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) phase: Phase,
     /// With its templates filled in.
-    launch: Option<Launch>,
+    pub(crate) launch: Option<Launch>,
     pub(crate) agent: Option<Agent>,
     /// The agent's; for `exec`, the running turn's.
     pub(crate) process: Option<Process>,
     pub(crate) launched_at: Option<Instant>,
-    was_ready: bool,
+    pub(crate) was_ready: bool,
     pub(crate) counters_at_launch: Counters,
     pub(crate) turns: Turns,
     holds: Holds,
@@ -217,98 +214,6 @@ impl Instance {
             }
             _ => news,
         }
-    }
-
-    // ---- the launch ----
-
-    fn on_launch(&mut self, launch: Launch) {
-        self.orphan_limit = Duration::from_millis(launch.orphan_limit_ms).min(FAR_AWAY);
-        let port = match template::wants_port(&launch).then(template::free_port).transpose() {
-            Ok(port) => port,
-            Err(error) => return self.launch_failed(&format!("no free port: {error}")),
-        };
-        let workspace = launch.workspace.clone();
-        let session = self.spec.session.clone();
-        let fields = template::Fields { port, session: &session, workspace: &workspace };
-        let launch = self.launch.insert(fields.fill_launch(launch));
-        self.launched_at = Some(Instant::now());
-        self.counters_at_launch = self.cgroup.as_ref().map(Cgroup::counters).unwrap_or_default();
-        match launch.adapter.clone() {
-            Adapter::Exec => {
-                self.agent = Some(Agent::Exec(Exec::default()));
-                self.become_ready();
-            }
-            Adapter::Jsonl { wait_for_ready } => {
-                self.execute(Agent::Jsonl(Jsonl::new()), true);
-                if !wait_for_ready && matches!(self.phase, Phase::Starting) {
-                    self.become_ready();
-                }
-            }
-            Adapter::Openai { url, ready, model, headers } => {
-                let (ready, model) = (ready.as_deref(), model.as_deref());
-                match Openai::new(&self.spec.session, &url, ready, model, &headers) {
-                    Ok(openai) => self.execute(Agent::Openai(openai), false),
-                    Err(error) => self.launch_failed(&error.to_string()),
-                }
-            }
-        }
-    }
-
-    /// Executes the one process of a long-lived agent.
-    fn execute(&mut self, mut agent: Agent, has_input: bool) {
-        match self.spawn(&[], has_input) {
-            Ok(process) => {
-                self.process = Some(process);
-                self.phase = Phase::Starting;
-                if let Agent::Openai(openai) = &mut agent {
-                    openai.await_readiness();
-                }
-                self.agent = Some(agent);
-            }
-            Err(error) => self.launch_failed(&error.to_string()),
-        }
-    }
-
-    fn launch_failed(&mut self, error: &str) {
-        self.log.note(&format!("the agent could not be launched: {error}"));
-        self.clear(Some(End::LaunchFailed { error: error.to_string() }));
-    }
-
-    fn spawn(
-        &mut self,
-        extra_env: &[(&str, String)],
-        has_input: bool,
-    ) -> Result<Process, SpawnError> {
-        let launch = self.launch.as_ref().ok_or(SpawnError::NoProgram)?;
-        let given = launch.env.iter().map(|(name, value)| (name.as_str(), value.0.as_str()));
-        let extra = extra_env.iter().map(|(name, value)| (*name, value.as_str()));
-        let program = Program {
-            command: &launch.command,
-            env: given.chain(extra).collect::<BTreeMap<_, _>>(),
-            workspace: &launch.workspace,
-            cgroup: self.cgroup.as_ref(),
-            has_input,
-        };
-        let process = program.spawn()?;
-        let name = launch.command.first().map_or("", String::as_str);
-        self.log.note(&format!("executed {name} as process {}", process.pid.as_raw_nonzero()));
-        self.record_agent(process.pid);
-        Ok(process)
-    }
-
-    fn record_agent(&mut self, pid: Pid) {
-        let process_group = pid.as_raw_nonzero().get();
-        // Whoever ended meanwhile is a zombie until the reaper looks, and still listed.
-        let Some(process) = ProcessMark::of(process_group) else { return };
-        if let Err(error) = self.folder.write_agent(&AgentRecord { process, process_group }) {
-            self.log.note(&crate::words(&error));
-        }
-    }
-
-    fn become_ready(&mut self) {
-        self.phase = Phase::Ready;
-        self.was_ready = true;
-        self.log.note("the agent is ready");
     }
 
     // ---- turns ----

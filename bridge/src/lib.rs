@@ -1,10 +1,10 @@
 //! The supervisor beside every agent, and the frames it speaks with the daemon.
 //!
 //! Read in this order: `frames` (what is said) and `rundir` (what is left in files) are the two
-//! contracts → `run` (start and loop) → `instance` with `ending` (what happens when) → `turn`,
-//! `hold` (what the daemon has yet to hear) → `adapter` (one file per kind of agent) → `child`,
-//! `reaper`, `counters` (processes) → `link` (the line) → `framer`, `sse`, `utf8`, `template`,
-//! `log` (bytes and texts).
+//! contracts → `run` (start and loop) → `instance` with `launch` and `ending` (what happens when)
+//! → `turn`, `hold` (what the daemon has yet to hear) → `adapter` (one file per kind of agent) →
+//! `child`, `reaper`, `counters` (processes) → `link` (the line) → `framer`, `sse`, `utf8`,
+//! `template`, `log`, `inherited` (bytes, texts, descriptors).
 //!
 //! Owner: one process per instance, started by a driver, ended by the daemon's `release`.
 //! Invariants: the bridge outlives the daemon and the agent never outlives the bridge; one loop
@@ -20,6 +20,7 @@ pub mod frames;
 mod hold;
 mod inherited;
 mod instance;
+mod launch;
 mod link;
 mod log;
 mod reaper;

@@ -322,7 +322,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_tail_is_the_last_lines_within_its_bound(sizes in prop::collection::vec(0usize..9000, 0..12)) {
+        fn the_tail_is_the_last_lines_within_its_bound(
+            sizes in prop::collection::vec(0usize..9000, 0..12),
+        ) {
             let scratch = Scratch::new();
             let mut log = Log::new(scratch.path().into());
             for (number, size) in sizes.iter().enumerate() {

@@ -1,0 +1,116 @@
+//! From the welcome that says so to an agent that runs.
+//!
+//! Owner: `instance`, a part of which this is. Invariants: an agent is executed once per bridge;
+//! whatever fails here is an end with evidence like any other. Absent: turns, and what the program
+//! is given between fork and exec (`child`).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dormouse_core::evidence::End;
+use rustix::process::Pid;
+use tokio::time::Instant;
+
+use crate::adapter::Agent;
+use crate::adapter::exec::Exec;
+use crate::adapter::jsonl::Jsonl;
+use crate::adapter::openai::Openai;
+use crate::child::{Process, Program, SpawnError};
+use crate::counters::Cgroup;
+use crate::ending::{FAR_AWAY, Phase};
+use crate::frames::{Adapter, Launch};
+use crate::instance::Instance;
+use crate::rundir::{AgentRecord, ProcessMark};
+use crate::template;
+
+impl Instance {
+    pub(crate) fn on_launch(&mut self, launch: Launch) {
+        self.orphan_limit = Duration::from_millis(launch.orphan_limit_ms).min(FAR_AWAY);
+        let port = match template::wants_port(&launch).then(template::free_port).transpose() {
+            Ok(port) => port,
+            Err(error) => return self.launch_failed(&format!("no free port: {error}")),
+        };
+        let workspace = launch.workspace.clone();
+        let session = self.spec.session.clone();
+        let fields = template::Fields { port, session: &session, workspace: &workspace };
+        let launch = self.launch.insert(fields.fill_launch(launch));
+        self.launched_at = Some(Instant::now());
+        self.counters_at_launch = self.cgroup.as_ref().map(Cgroup::counters).unwrap_or_default();
+        match launch.adapter.clone() {
+            Adapter::Exec => {
+                self.agent = Some(Agent::Exec(Exec::default()));
+                self.become_ready();
+            }
+            Adapter::Jsonl { wait_for_ready } => {
+                self.execute(Agent::Jsonl(Jsonl::new()), true);
+                if !wait_for_ready && matches!(self.phase, Phase::Starting) {
+                    self.become_ready();
+                }
+            }
+            Adapter::Openai { url, ready, model, headers } => {
+                let (ready, model) = (ready.as_deref(), model.as_deref());
+                match Openai::new(&self.spec.session, &url, ready, model, &headers) {
+                    Ok(openai) => self.execute(Agent::Openai(openai), false),
+                    Err(error) => self.launch_failed(&error.to_string()),
+                }
+            }
+        }
+    }
+
+    /// Executes the one process of a long-lived agent.
+    fn execute(&mut self, mut agent: Agent, has_input: bool) {
+        match self.spawn(&[], has_input) {
+            Ok(process) => {
+                self.process = Some(process);
+                self.phase = Phase::Starting;
+                if let Agent::Openai(openai) = &mut agent {
+                    openai.await_readiness();
+                }
+                self.agent = Some(agent);
+            }
+            Err(error) => self.launch_failed(&error.to_string()),
+        }
+    }
+
+    fn launch_failed(&mut self, error: &str) {
+        self.log.note(&format!("the agent could not be launched: {error}"));
+        self.clear(Some(End::LaunchFailed { error: error.to_string() }));
+    }
+
+    pub(crate) fn spawn(
+        &mut self,
+        extra_env: &[(&str, String)],
+        has_input: bool,
+    ) -> Result<Process, SpawnError> {
+        let launch = self.launch.as_ref().ok_or(SpawnError::NoProgram)?;
+        let given = launch.env.iter().map(|(name, value)| (name.as_str(), value.0.as_str()));
+        let extra = extra_env.iter().map(|(name, value)| (*name, value.as_str()));
+        let program = Program {
+            command: &launch.command,
+            env: given.chain(extra).collect::<BTreeMap<_, _>>(),
+            workspace: &launch.workspace,
+            cgroup: self.cgroup.as_ref(),
+            has_input,
+        };
+        let process = program.spawn()?;
+        let name = launch.command.first().map_or("", String::as_str);
+        self.log.note(&format!("executed {name} as process {}", process.pid.as_raw_nonzero()));
+        self.record_agent(process.pid);
+        Ok(process)
+    }
+
+    fn record_agent(&mut self, pid: Pid) {
+        let process_group = pid.as_raw_nonzero().get();
+        // Whoever ended meanwhile is a zombie until the reaper looks, and still listed.
+        let Some(process) = ProcessMark::of(process_group) else { return };
+        if let Err(error) = self.folder.write_agent(&AgentRecord { process, process_group }) {
+            self.log.note(&crate::words(&error));
+        }
+    }
+
+    pub(crate) fn become_ready(&mut self) {
+        self.phase = Phase::Ready;
+        self.was_ready = true;
+        self.log.note("the agent is ready");
+    }
+}
