@@ -15,6 +15,7 @@
 //! bridge, which goes over the `registry`.
 
 pub mod fake;
+pub mod process;
 
 use std::fmt;
 use std::future::Future;
@@ -23,7 +24,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use dormouse_core::event::{Event, TurnOutcome};
-use dormouse_core::evidence::Evidence;
+use dormouse_core::evidence::{AskedBy, End, Evidence};
 use dormouse_core::id::{InstanceId, SessionId, TurnId};
 
 use crate::paths::FolderError;
@@ -41,6 +42,10 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// The agent's working directory, which survives its instances. It exists once an instance was
     /// started.
     fn workspace_of(&self, session: &SessionId) -> PathBuf;
+
+    /// What every agent's environment must carry, whatever else it has: by this the driver finds
+    /// processes that left their agent's group.
+    fn environment_of(&self, instance: &InstanceId) -> Vec<(String, String)>;
 
     /// Where the session's logs are kept, if it is a folder of this machine.
     fn logs_of(&self, session: &SessionId) -> Option<PathBuf>;
@@ -95,7 +100,7 @@ pub enum FoundState {
     /// Its bridge lives, and dials; or its end is on its way as an event.
     Alive,
     /// Nothing of it lives. It waits to be released.
-    Ended { results: Vec<(TurnId, TurnOutcome)>, evidence: Evidence },
+    Ended(Leftovers),
 }
 
 #[derive(Debug)]
@@ -111,21 +116,36 @@ impl Found {
     pub fn into_events(self) -> Vec<Event> {
         match self.state {
             FoundState::Alive => Vec::new(),
-            FoundState::Ended { results, evidence } => ending(&self.instance, results, evidence),
+            FoundState::Ended(leftovers) => leftovers.into_events(&self.instance),
         }
     }
 }
 
-/// An instance's last events, in their order.
-pub(crate) fn ending(
-    instance: &InstanceId,
-    results: Vec<(TurnId, TurnOutcome)>,
-    evidence: Evidence,
-) -> Vec<Event> {
-    let ended = |(turn, outcome)| Event::TurnEnded { instance: instance.clone(), turn, outcome };
-    let mut events: Vec<Event> = results.into_iter().map(ended).collect();
-    events.push(Event::InstanceExited { instance: instance.clone(), evidence });
-    events
+/// What an instance that has ended left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftovers {
+    /// Finished turns that nobody acknowledged.
+    pub results: Vec<(TurnId, TurnOutcome)>,
+    pub evidence: Evidence,
+}
+
+impl Leftovers {
+    /// An instance's last events, in their order.
+    pub fn into_events(self, instance: &InstanceId) -> Vec<Event> {
+        let ended =
+            |(turn, outcome)| Event::TurnEnded { instance: instance.clone(), turn, outcome };
+        let mut events: Vec<Event> = self.results.into_iter().map(ended).collect();
+        let (instance, evidence) = (instance.clone(), self.evidence);
+        events.push(Event::InstanceExited { instance, evidence });
+        events
+    }
+
+    /// For a kill of what is not there, so that nobody waits for its end for ever.
+    pub(crate) fn of_the_unknown() -> Self {
+        let bare = Evidence::bare(End::BridgeLost);
+        let evidence = Evidence { asked_by: Some(AskedBy::Driver), ..bare };
+        Self { results: Vec::new(), evidence }
+    }
 }
 
 /// For `doctor`, and for an operator who asks why a limit did not hold.

@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dormouse_bridge::frames::{FromBridge, ToBridge};
-use dormouse_core::event::{Event, TurnOutcome};
+use dormouse_core::event::Event;
 use dormouse_core::evidence::{AskedBy, End, Evidence};
-use dormouse_core::id::{AgentName, BootId, InstanceId, SessionId, TurnId};
+use dormouse_core::id::{AgentName, BootId, InstanceId, SessionId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -29,8 +29,8 @@ pub use self::script::{FakeExit, FakeReply, FakeScript};
 
 use self::life::{Life, Then};
 use super::{
-    Driver, DriverFacts, Enforcement, Found, FoundState, KillError, ListError, Listing,
-    ReleaseError, StartError, StartOrder, Work, ending,
+    Driver, DriverFacts, Enforcement, Found, FoundState, KillError, Leftovers, ListError, Listing,
+    ReleaseError, StartError, StartOrder, Work,
 };
 use crate::paths::DataFolder;
 use crate::registry::{Introduction, Line, Registry, ReportError, Reporter};
@@ -60,14 +60,8 @@ struct Instance {
     /// Dropped to kill it.
     alive: Option<oneshot::Sender<()>>,
     /// `Some` once nothing of it lives, and that was reported.
-    ended: watch::Receiver<Option<Ended>>,
+    ended: watch::Receiver<Option<Leftovers>>,
     playing: AbortHandle,
-}
-
-#[derive(Debug, Clone)]
-struct Ended {
-    results: Vec<(TurnId, TurnOutcome)>,
-    evidence: Evidence,
 }
 
 /// How the playing of an instance came to its end.
@@ -122,6 +116,10 @@ impl Driver for FakeDriver {
         self.shared.data.workspace_of(session)
     }
 
+    fn environment_of(&self, _instance: &InstanceId) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
     fn logs_of(&self, _session: &SessionId) -> Option<PathBuf> {
         None
     }
@@ -138,12 +136,8 @@ impl Driver for FakeDriver {
             }
             // Nothing was there, or its exit was reported once already; whoever asks again did not
             // get it.
-            let Ended { results, evidence } = ended.unwrap_or_else(|| {
-                let bare = Evidence::bare(End::BridgeLost);
-                let evidence = Evidence { asked_by: Some(AskedBy::Driver), ..bare };
-                Ended { results: Vec::new(), evidence }
-            });
-            self.shared.report(ending(instance, results, evidence)).await;
+            let leftovers = ended.unwrap_or_else(Leftovers::of_the_unknown);
+            self.shared.report(leftovers.into_events(instance)).await;
             Ok(())
         })
     }
@@ -168,7 +162,7 @@ impl Driver for FakeDriver {
                 instance: instance.clone(),
                 state: match known.ended.borrow().clone() {
                     None => FoundState::Alive,
-                    Some(Ended { results, evidence }) => FoundState::Ended { results, evidence },
+                    Some(leftovers) => FoundState::Ended(leftovers),
                 },
             };
             Ok(Listing { found: instances.iter().map(found).collect(), unreadable: Vec::new() })
@@ -221,7 +215,7 @@ impl Shared {
         BootId(clock.as_nanos() << 64 | u128::from(count))
     }
 
-    fn ended_before(&self, instance: &InstanceId) -> Option<Ended> {
+    fn ended_before(&self, instance: &InstanceId) -> Option<Leftovers> {
         self.lock().get(instance).and_then(|known| known.ended.borrow().clone())
     }
 
@@ -257,7 +251,7 @@ struct Play {
 
 impl Play {
     /// Plays, and reports what only a driver can report.
-    async fn until_its_end(mut self) -> Option<Ended> {
+    async fn until_its_end(mut self) -> Option<Leftovers> {
         let finish = self.play().await;
         let Self { life, shared, instance, .. } = self;
         let (results, exit) = life.into_leftovers();
@@ -266,15 +260,14 @@ impl Play {
         if finish == Finish::Killed && !was_over {
             evidence.asked_by = Some(AskedBy::Driver);
         }
-        let ended = Ended { results, evidence };
+        let leftovers = Leftovers { results, evidence };
         match finish {
             Finish::Released | Finish::EngineGone => {}
             Finish::Refused | Finish::Vanished | Finish::Killed => {
-                let Ended { results, evidence } = ended.clone();
-                shared.report(ending(&instance, results, evidence)).await;
+                shared.report(leftovers.clone().into_events(&instance)).await;
             }
         }
-        Some(ended)
+        Some(leftovers)
     }
 
     async fn play(&mut self) -> Finish {

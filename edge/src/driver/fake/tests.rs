@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use dormouse_bridge::frames::{Adapter, Launch, ToBridge};
 use dormouse_core::cause::Cause;
-use dormouse_core::event::AgentState;
+use dormouse_core::event::{AgentState, TurnOutcome};
+use dormouse_core::id::TurnId;
 
 use super::*;
 use crate::driver::WhenNotEnforceable;
