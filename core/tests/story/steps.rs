@@ -204,7 +204,12 @@ fn session_of_message(world: &World, words: &[&str]) -> Option<SessionId> {
 
 /// `m1` is its newest attempt, `m1.2` a certain one.
 fn turn_of(world: &World, name: &str) -> TurnId {
-    if name.contains('.') { words::turn(name) } else { world.store.turn_of(words::message(name)) }
+    if name.contains('.') {
+        return words::turn(name);
+    }
+    let message = words::message(name);
+    let attempt = world.store.messages.get(&message).map_or(1, |kept| kept.attempts);
+    TurnId { message, attempt }
 }
 
 /// What the driver, the bridge and its connection do.
