@@ -1,0 +1,393 @@
+//! The judge of lives: phases and their reasons, generations, stops, starts and the pauses between them.
+//!
+//! Owner: `Checker`. Invariants: the books of a session are kept from committed writes and from what its instances were
+//! heard to say, never from the core's memory; times are true times, so that a clock that lies is found.
+//! Absent: messages' texts and answers (`checker`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dormouse_core::command::Write;
+use dormouse_core::event::{Event, SessionRequest};
+use dormouse_core::evidence::{AskedBy, End};
+use dormouse_core::id::{AgentName, Generation, InstanceId, MessageId, SessionId, TurnId};
+use dormouse_core::journal::{Because, Decision, ExitSummary};
+use dormouse_core::limits;
+use dormouse_core::policy::{AgentPolicy, RetrySafety};
+use dormouse_core::record::SessionRecord;
+use dormouse_core::session::phase::Phase;
+use dormouse_core::time::{Wall, millis};
+
+use super::Checker;
+use crate::engine::Step;
+use crate::store::Tables;
+use crate::violation::{Checked, Invariant};
+
+/// The books of one session.
+#[derive(Debug)]
+pub(super) struct Watch {
+    phase: Phase,
+    generation: Generation,
+    active_at: u64,
+    /// Holds that its live instance declared: when each is over.
+    holds: BTreeMap<String, u64>,
+    queue: BTreeSet<MessageId>,
+    turn: Option<TurnId>,
+    failures: u32,
+    pause: Option<Pause>,
+    /// Starts since something other than a failure happened.
+    starts: Vec<u64>,
+    exits: BTreeSet<Generation>,
+    /// Messages waited, or were with the agent, when its newest exit was written down.
+    had_work: bool,
+}
+
+/// No start before this.
+#[derive(Debug, Clone, Copy)]
+struct Pause {
+    over_at: u64,
+    over_at_wall: Wall,
+}
+
+/// An agent that always fails is started at most this often in ten minutes.
+const STARTS_MAX: usize = 8;
+const STARTS_WINDOW_MS: u64 = 10 * 60 * 1_000;
+const PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
+
+impl Watch {
+    fn new() -> Self {
+        Self {
+            phase: Phase::Asleep,
+            generation: Generation::default(),
+            active_at: 0,
+            holds: BTreeMap::new(),
+            queue: BTreeSet::new(),
+            turn: None,
+            failures: 0,
+            pause: None,
+            starts: Vec::new(),
+            exits: BTreeSet::new(),
+            had_work: false,
+        }
+    }
+
+    fn hears(&mut self, event: &Event, at: u64) {
+        let is_current = |instance: &InstanceId| {
+            instance.generation == self.generation && self.phase.has_instance()
+        };
+        match event {
+            Event::TurnProgressed { instance, turn, .. }
+            | Event::TurnEnded { instance, turn, .. }
+                if is_current(instance) && self.turn == Some(*turn) =>
+            {
+                self.active_at = at;
+            }
+            Event::HoldTaken { instance, name, for_ms } if is_current(instance) => {
+                let lasts = (*for_ms).min(millis(limits::HOLD_SPAN_MAX));
+                self.active_at = at;
+                self.holds.insert(name.clone(), at + lasts);
+            }
+            Event::SessionRequested { what: SessionRequest::Wake, .. }
+                if self.phase == Phase::Awake =>
+            {
+                self.active_at = at;
+            }
+            Event::MessageSubmitted { .. }
+            | Event::SessionRequested { .. }
+            | Event::RedriveRequested { .. }
+            | Event::DropRequested { .. }
+            | Event::InstanceStarted { .. }
+            | Event::InstanceStartFailed { .. }
+            | Event::BridgeAttached { .. }
+            | Event::BridgeDetached { .. }
+            | Event::InstanceReady { .. }
+            | Event::TurnProgressed { .. }
+            | Event::TurnEnded { .. }
+            | Event::HoldTaken { .. }
+            | Event::InstanceExited { .. }
+            | Event::DeadlinePassed => {}
+        }
+    }
+
+    fn ends_message(&mut self, message: MessageId) {
+        self.queue.remove(&message);
+        self.turn = self.turn.filter(|turn| turn.message != message);
+    }
+
+    fn ends_pause(&mut self, id: &SessionId, at: u64) -> Checked {
+        let Some(pause) = self.pause.take() else { return Ok(()) };
+        Invariant::BoundedRestarts.check(at >= pause.over_at, || {
+            format!("{id}: its pause ended {} ms too early", pause.over_at - at)
+        })
+    }
+
+    /// Somebody, or an answer, took the weight off the failures so far.
+    fn start_over(&mut self) {
+        self.starts.clear();
+    }
+}
+
+impl Checker {
+    /// A batch with this step in it is on disk.
+    pub(crate) fn committed(
+        &mut self,
+        step: &Step,
+        agents: &BTreeMap<AgentName, AgentPolicy>,
+        _epoch: u64,
+    ) -> Checked {
+        if let Some(event) = &step.event
+            && let Some(session) = event.session()
+        {
+            self.watch(session).hears(event, step.at_ms);
+        }
+        for write in &step.effects.writes {
+            self.entered(write, step, agents)?;
+        }
+        Ok(())
+    }
+
+    fn watch(&mut self, session: &SessionId) -> &mut Watch {
+        if !self.watches.contains_key(session) {
+            self.watches.insert(session.clone(), Watch::new());
+        }
+        self.watches.get_mut(session).expect("it was just put there")
+    }
+
+    fn entered(
+        &mut self,
+        write: &Write,
+        step: &Step,
+        agents: &BTreeMap<AgentName, AgentPolicy>,
+    ) -> Checked {
+        match write {
+            Write::InsertMessage(record) => {
+                let watch = self.watch(&record.session);
+                watch.queue.insert(record.id);
+                if watch.phase == Phase::Awake {
+                    watch.active_at = step.at_ms;
+                }
+            }
+            Write::LeaseDelivery { turn, .. } => {
+                let Some(watch) = self.watch_of(turn.message) else { return Ok(()) };
+                watch.turn = Some(*turn);
+                watch.active_at = step.at_ms;
+            }
+            Write::ReturnDelivery { message, excused, .. } => {
+                let turn = self.watch_of(*message).and_then(|watch| watch.turn.take());
+                return self.check_attempts(*message, turn, *excused);
+            }
+            Write::AnswerMessage { turn, generation, text, .. } => {
+                self.check_outcome(*turn, *generation, text)?;
+                if let Some(watch) = self.watch_of(turn.message) {
+                    watch.ends_message(turn.message);
+                    watch.failures = 0;
+                    watch.start_over();
+                }
+            }
+            Write::BuryMessage { message, .. } | Write::CancelMessage { message, .. } => {
+                if let Some(watch) = self.watch_of(*message) {
+                    watch.ends_message(*message);
+                }
+            }
+            Write::InsertDecision(decision) => return self.decided(decision, step, agents),
+            Write::PutSession(record) => return self.check_record(record),
+            Write::InsertExit(exit) => {
+                let watch = self.watch(&exit.session);
+                watch.exits.insert(exit.generation);
+                watch.had_work = !watch.queue.is_empty();
+            }
+            Write::MarkRedriven { .. } | Write::DropDeadLetter { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn watch_of(&mut self, message: MessageId) -> Option<&mut Watch> {
+        self.watches.values_mut().find(|watch| watch.queue.contains(&message))
+    }
+
+    /// A message that is to be tried again may be tried again.
+    fn check_attempts(&self, message: MessageId, turn: Option<TurnId>, excused: u32) -> Checked {
+        let session = self.watches.iter().find(|watch| watch.1.queue.contains(&message));
+        let policy = session.and_then(|session| self.policies.get(session.0.agent()));
+        let (Some(turn), Some(policy)) = (turn, policy) else {
+            return Err(Invariant::Conservation.broken(format!("{message} was not leased")));
+        };
+        let counted = turn.attempt - excused;
+        Invariant::BoundedAttempts.check(counted < policy.attempts, || {
+            format!("{turn} is to be tried again after {counted} of {}", policy.attempts)
+        })?;
+        Invariant::BoundedAttempts.check(policy.retry == RetrySafety::Safe, || {
+            format!("{turn} is to be tried again, and its agent must not repeat turns")
+        })
+    }
+
+    fn check_record(&mut self, record: &SessionRecord) -> Checked {
+        let watch = self.watch(&record.id);
+        let (phase, generation) = (watch.phase, watch.generation);
+        Invariant::Cause.check(phase == record.phase, || {
+            format!("{}: {} on disk, {phase} by its decisions", record.id, record.phase)
+        })?;
+        Invariant::OneLiveInstance.check(generation == record.generation, || {
+            format!("{}: generation {} after {generation}", record.id, record.generation)
+        })?;
+        let failures = watch.failures;
+        Invariant::BoundedRestarts.check(failures == record.failures, || {
+            format!("{}: {} failures on disk, {failures} counted", record.id, record.failures)
+        })
+    }
+
+    fn decided(
+        &mut self,
+        decision: &Decision,
+        step: &Step,
+        agents: &BTreeMap<AgentName, AgentPolicy>,
+    ) -> Checked {
+        let at = step.at_ms;
+        let id = &decision.session;
+        let policy = agents.get(id.agent()).cloned().unwrap_or_default();
+        let watch = self.watch(id);
+        let phase = watch.phase;
+        Invariant::Cause.check(decision.from == phase, || {
+            format!("{id}: decided from {}, it was {phase}", decision.from)
+        })?;
+        match &decision.because {
+            Because::WasIdle { .. } => check_idle_stop(id, watch, &policy, at)?,
+            Because::MessagesWait { .. } | Because::WakeWanted => check_start(decision, watch, at)?,
+            Because::BackoffEnded => watch.ends_pause(id, at)?,
+            Because::BecameReady { .. } => watch.active_at = at,
+            Because::WakeRequested { .. }
+            | Because::StopRequested { .. }
+            | Because::RestartRequested { .. } => {
+                watch.pause = None;
+                watch.start_over();
+            }
+            Because::Exited { summary, failures, restart_at } => {
+                let failed = summary.cause.is_some() || (watch.had_work && is_unwanted(summary));
+                check_failure(id, watch, step, failed, *failures, *restart_at)?;
+            }
+            Because::StartFailed { failures, restart_at, .. } => {
+                watch.exits.insert(decision.generation);
+                check_failure(id, watch, step, true, *failures, *restart_at)?;
+            }
+            _other => {}
+        }
+        watch.phase = decision.to;
+        if !watch.phase.has_instance() {
+            watch.holds.clear();
+        }
+        Ok(())
+    }
+
+    /// The exit's evidence is on disk before what was kept for it is thrown away.
+    pub(crate) fn released(&mut self, instance: &InstanceId, durable: &Tables) -> Checked {
+        let is_known = self.watch(&instance.session).exits.contains(&instance.generation);
+        let start_failed = is_known && !durable.exits.contains(instance);
+        let never_existed = self.watch(&instance.session).generation < instance.generation;
+        let has_evidence = durable.exits.contains(instance) || start_failed;
+        Invariant::Cause.check(has_evidence && !never_existed, || {
+            format!("{instance} is released, and there is no evidence of its end")
+        })
+    }
+
+    /// A new supervisor: what only memory knew starts anew, and pauses go on as far as the wall clock tells.
+    pub(crate) fn rebuilt(&mut self, at: u64, wall: Wall) {
+        let wall_clock_moved = std::mem::take(&mut self.wall_clock_moves) > 0;
+        for watch in self.watches.values_mut() {
+            watch.active_at = at;
+            if let Some(pause) = &mut watch.pause {
+                let left = wall.until(pause.over_at_wall).min(PAUSE_MAX);
+                pause.over_at = at + millis(left);
+            }
+            if wall_clock_moved {
+                watch.start_over();
+            }
+        }
+    }
+
+    pub(crate) fn wall_clock_moved(&mut self) {
+        self.wall_clock_moves += 1;
+    }
+
+    /// The books and the disk agree on what waits.
+    pub(super) fn check_books(&self, session: &SessionId, durable: &Tables) -> Checked {
+        let on_disk: BTreeSet<MessageId> =
+            durable.queue(session).map(|row| row.record.id).collect();
+        let empty = BTreeSet::new();
+        let booked = self.watches.get(session).map_or(&empty, |watch| &watch.queue);
+        Invariant::Conservation.check(on_disk == *booked, || {
+            format!("{session}: on disk wait {on_disk:?}, by the books {booked:?}")
+        })
+    }
+}
+
+fn check_idle_stop(id: &SessionId, watch: &Watch, policy: &AgentPolicy, at: u64) -> Checked {
+    let broken = |what: String| Err(Invariant::NoIdleStopWithWork.broken(format!("{id}: {what}")));
+    if !watch.queue.is_empty() || watch.turn.is_some() {
+        return broken(format!("idle, and {:?} wait", watch.queue));
+    }
+    if let Some((name, until)) = watch.holds.iter().find(|hold| *hold.1 > at) {
+        return broken(format!("idle, and {name:?} holds it for {} ms more", until - at));
+    }
+    let idle_ms = at - watch.active_at;
+    if idle_ms < millis(policy.stop_after) {
+        return broken(format!("idle for {idle_ms} ms of {:?}", policy.stop_after));
+    }
+    Ok(())
+}
+
+fn check_start(decision: &Decision, watch: &mut Watch, at: u64) -> Checked {
+    let id = &decision.session;
+    let is_next = decision.generation == watch.generation.next();
+    Invariant::OneLiveInstance.check(is_next && !watch.phase.has_instance(), || {
+        format!("{id}: start {} while {} is {}", decision.generation, watch.generation, watch.phase)
+    })?;
+    watch.generation = decision.generation;
+    watch.ends_pause(id, at)?;
+    watch.starts.push(at);
+    watch.starts.retain(|start| at - start < STARTS_WINDOW_MS);
+    Invariant::BoundedRestarts.check(watch.starts.len() <= STARTS_MAX, || {
+        format!("{id}: {} starts in ten minutes: {:?}", watch.starts.len(), watch.starts)
+    })
+}
+
+/// An end that nobody's order explains. With work left it costs a pause like a failure.
+fn is_unwanted(summary: &ExitSummary) -> bool {
+    let is_paced_already = match summary.asked_by {
+        Some(AskedBy::Signal) => false,
+        Some(AskedBy::OrphanLimit) => true,
+        Some(AskedBy::Daemon | AskedBy::Driver) | None => summary.end == End::NeverLaunched,
+    };
+    summary.stop.is_none() && !is_paced_already
+}
+
+/// Failures are counted, and from the second one on each costs a longer pause.
+fn check_failure(
+    id: &SessionId,
+    watch: &mut Watch,
+    step: &Step,
+    failed: bool,
+    failures: u32,
+    restart_at: Option<Wall>,
+) -> Checked {
+    if failed {
+        watch.failures += 1;
+    } else {
+        watch.start_over();
+    }
+    let counted = watch.failures;
+    Invariant::BoundedRestarts
+        .check(counted == failures, || format!("{id}: {failures} failures, {counted} counted"))?;
+    watch.pause = restart_at.map(|over_at_wall| {
+        let left = step.now.wall.until(over_at_wall);
+        Pause { over_at: step.at_ms + millis(left), over_at_wall }
+    });
+    let wanted = if failed && failures >= 2 {
+        PAUSE_MAX.min(Duration::from_secs(4u64.saturating_pow(failures - 2)))
+    } else {
+        Duration::ZERO
+    };
+    let given = restart_at.map_or(Duration::ZERO, |at| step.now.wall.until(at));
+    Invariant::BoundedRestarts.check((wanted..=wanted.mul_f64(1.1)).contains(&given), || {
+        format!("{id}: failure {failures} costs {given:?}, it should be about {wanted:?}")
+    })
+}

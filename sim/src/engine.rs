@@ -1,0 +1,472 @@
+//! The daemon's loop in small: the same order of steps as the real one, around the same `Supervisor`.
+//!
+//! ```text
+//!  inbox ─▶ batch: load, fill in what the store knows, handle ─▶ deadlines ─▶ commit ─▶ answers, notices ─▶ commands
+//!             (one reading of the clocks for all of it)                       │
+//!                                                         crash points: before, after, between commands
+//! ```
+//!
+//! Owner: `World`. Invariants: one batch is open at a time; nothing leaves before its commit; everything that has arrived
+//! is handled before a deadline is. Absent: what happens when the process or the disk fails (`recovery`).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use dormouse_core::command::Effects;
+use dormouse_core::event::{Event, Submission};
+use dormouse_core::id::{AgentName, InstanceId, MessageId, RequestId, SessionId, Subject};
+use dormouse_core::policy::AgentPolicy;
+use dormouse_core::record::Idempotency;
+use dormouse_core::session::phase::Phase;
+use dormouse_core::supervisor::Supervisor;
+use dormouse_core::time::{Monotonic, Now};
+
+use crate::fault::Fault;
+use crate::hub::LinkId;
+use crate::sabotage::Sabotage;
+use crate::swarm::Config;
+use crate::violation::{Checked, Invariant};
+use crate::world::{Action, World};
+
+/// What stands in line for the core.
+#[derive(Debug, Clone)]
+pub(crate) enum Input {
+    /// Said on a link, if one is named.
+    Happened(Event, Option<LinkId>),
+    Submit(RequestId, NewMessage),
+    Redrive(RequestId, MessageId, Subject),
+    Drop(RequestId, MessageId, Subject),
+    /// The driver's list did not show an instance that the store believes in.
+    Gone(InstanceId),
+}
+
+/// A sender's message before it has an id.
+#[derive(Debug, Clone)]
+pub(crate) struct NewMessage {
+    pub(crate) session: SessionId,
+    pub(crate) subject: Subject,
+    pub(crate) is_operator: bool,
+    pub(crate) text: String,
+    pub(crate) idempotency: Option<Idempotency>,
+}
+
+/// One thing that the core was handed, and what it said.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) at_ms: u64,
+    pub(crate) now: Now,
+    /// `None`: a session was taken over from the store.
+    pub(crate) event: Option<Event>,
+    pub(crate) effects: Effects,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) steps: Vec<Step>,
+    /// Requests that the engine answers itself, because there is nothing to ask the core about.
+    pub(crate) refused: Vec<RequestId>,
+    pub(crate) is_recovery: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) supervisor: Supervisor,
+    pub(crate) is_up: bool,
+    /// Counts processes.
+    pub(crate) life: u64,
+    /// Counts supervisors: one per process, and one more after each failed commit.
+    pub(crate) epoch: u64,
+    /// What the clock of this process says is `true time - zero_at`.
+    pub(crate) zero_at: i64,
+    pub(crate) inbox: VecDeque<Input>,
+    pub(crate) open: Option<Batch>,
+    turn_at: Option<u64>,
+    pub(crate) newest_message: u128,
+    /// The agents in the config of this life.
+    pub(crate) agents: BTreeMap<AgentName, AgentPolicy>,
+    /// Live according to the store; the driver has not confirmed it yet.
+    pub(crate) suspects: BTreeSet<InstanceId>,
+    /// Their bridges said hello since the last rebuild, so whatever the driver lists, they live.
+    pub(crate) greeted: BTreeSet<InstanceId>,
+    pub(crate) is_listing: bool,
+}
+
+impl Engine {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            supervisor: Supervisor::new(config.node.clone(), config.agents.clone()),
+            is_up: true,
+            life: 0,
+            epoch: 0,
+            zero_at: -1_000,
+            inbox: VecDeque::new(),
+            open: None,
+            turn_at: None,
+            newest_message: 0,
+            agents: config.agents.clone(),
+            suspects: BTreeSet::new(),
+            greeted: BTreeSet::new(),
+            is_listing: false,
+        }
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.is_up
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_up
+            && self.inbox.is_empty()
+            && self.open.is_none()
+            && !self.is_listing
+            && self.supervisor.sessions().next().is_none()
+    }
+
+    pub(crate) fn knows_all_agents(&self, config: &Config) -> bool {
+        self.agents.len() == config.agents.len()
+    }
+
+    pub(crate) fn monotonic(&self, true_ms: u64) -> Monotonic {
+        let reading = i64::try_from(true_ms).expect("a run is short") - self.zero_at;
+        Monotonic(u64::try_from(reading).expect("a process reads its clock after its birth"))
+    }
+
+    pub(crate) fn true_time(&self, at: Monotonic) -> u64 {
+        let at = i64::try_from(at.0).unwrap_or(i64::MAX);
+        u64::try_from(at.saturating_add(self.zero_at)).unwrap_or(0)
+    }
+
+    /// Forgets everything that is only in memory.
+    pub(crate) fn forget(&mut self) {
+        self.open = None;
+        self.turn_at = None;
+        self.suspects.clear();
+        self.greeted.clear();
+        self.is_listing = false;
+        self.epoch += 1;
+    }
+}
+
+impl World {
+    /// Something for the core arrived. A daemon that is down hears nothing.
+    pub(crate) fn push_input(&mut self, input: Input) {
+        if self.engine.is_up {
+            self.engine.inbox.push_back(input);
+            self.arm_engine();
+        }
+    }
+
+    /// Plans the next turn of the loop: soon if something waits, else at the next deadline.
+    pub(crate) fn arm_engine(&mut self) {
+        if !self.engine.is_up || self.engine.open.is_some() {
+            return;
+        }
+        let at = if !self.engine.inbox.is_empty() {
+            self.now + self.rng.below(3)
+        } else {
+            let deadline = self.engine.supervisor.next_deadline();
+            let Some(deadline) =
+                deadline.filter(|_| !self.is_sabotaged(Sabotage::EngineSleepsThrough))
+            else {
+                return;
+            };
+            self.true_time(deadline).max(self.now) + self.rng.below(4)
+        };
+        if self.engine.turn_at.is_none_or(|planned| at < planned) {
+            self.engine.turn_at = Some(at);
+            self.plan(at, Action::EngineTurns);
+        }
+    }
+
+    pub(crate) fn engine_turns(&mut self) -> Checked {
+        if !self.engine.is_up || self.engine.open.is_some() || self.engine.turn_at != Some(self.now)
+        {
+            return Ok(());
+        }
+        self.engine.turn_at = None;
+        if self.fires(Fault::ProcessPaused) {
+            let at = self.now + self.rng.spread(500, 180_000);
+            self.engine.turn_at = Some(at);
+            self.plan(at, Action::EngineTurns);
+            return Ok(());
+        }
+        let now = self.batch_clocks();
+        let count = self.rng.between(1, self.config.batch_max as u64);
+        let mut batch = Batch::default();
+        for _ in 0..count {
+            let Some(input) = self.engine.inbox.pop_front() else { break };
+            self.hand_in(input, now, &mut batch)?;
+        }
+        let is_late = self.engine.supervisor.next_deadline().is_some_and(|at| at <= now.monotonic);
+        if is_late && !self.is_sabotaged(Sabotage::EngineSleepsThrough) {
+            self.handle(Event::DeadlinePassed, now, &mut batch)?;
+            let next = self.engine.supervisor.next_deadline();
+            Invariant::Liveness.check(next.is_none_or(|next| next > now.monotonic), || {
+                format!("at {now:?} the next deadline is still {next:?}")
+            })?;
+        }
+        self.open_batch(batch)
+    }
+
+    fn batch_clocks(&self) -> Now {
+        let mut now = self.read_clocks();
+        if self.is_sabotaged(Sabotage::EngineClockRunsFast) {
+            now.monotonic.0 = now.monotonic.0 * 3 / 2;
+        }
+        now
+    }
+
+    pub(crate) fn open_batch(&mut self, batch: Batch) -> Checked {
+        let has_writes = batch.steps.iter().any(|step| !step.effects.writes.is_empty());
+        if self.is_sabotaged(Sabotage::EngineAnswersFirst) {
+            self.release_answers(&batch)?;
+        }
+        if self.is_sabotaged(Sabotage::EngineActsFirst) {
+            self.release_commands(&batch, usize::MAX)?;
+        }
+        self.engine.open = Some(batch);
+        let commit_ms = if has_writes { self.config.commit_ms_max } else { 0 };
+        self.plan_soon(commit_ms, Action::EngineCommits { epoch: self.engine.epoch });
+        Ok(())
+    }
+
+    /// Fills in what the store knows, and hands the event to the core.
+    fn hand_in(&mut self, input: Input, now: Now, batch: &mut Batch) -> Checked {
+        let event = match input {
+            Input::Happened(event, _) => self.as_the_present_says(event),
+            Input::Submit(request, new) => {
+                let submission = self.submission(new, now);
+                Event::MessageSubmitted { request, submission }
+            }
+            Input::Redrive(request, message, by) => match self.working.dead_letter(message) {
+                Some(dead) => {
+                    let new_id = self.mint(now);
+                    Event::RedriveRequested { request, dead, new_id, by }
+                }
+                None => {
+                    batch.refused.push(request);
+                    return Ok(());
+                }
+            },
+            Input::Drop(request, message, by) => match self.working.messages.get(&message) {
+                Some(row) => {
+                    let session = row.record.session.clone();
+                    let is_dead = self.working.dead_letter(message).is_some();
+                    Event::DropRequested { request, session, message, is_dead, by }
+                }
+                None => {
+                    batch.refused.push(request);
+                    return Ok(());
+                }
+            },
+            Input::Gone(instance) => {
+                if self.engine.greeted.contains(&instance) {
+                    return Ok(());
+                }
+                let evidence = self.driver.evidence_of_the_gone(&instance);
+                Event::InstanceExited { instance, evidence }
+            }
+        };
+        self.handle(event, now, batch)
+    }
+
+    fn submission(&mut self, new: NewMessage, now: Now) -> Submission {
+        let prior = new
+            .idempotency
+            .as_ref()
+            .and_then(|claim| self.working.prior(&new.subject, &claim.key, now.wall));
+        Submission {
+            id: self.mint(now),
+            session: new.session,
+            subject: new.subject,
+            is_operator: new.is_operator,
+            text: new.text,
+            idempotency: new.idempotency,
+            prior,
+        }
+    }
+
+    /// The clock in the upper bits, and always more than the last one.
+    fn mint(&mut self, now: Now) -> MessageId {
+        let by_clock = u128::from(now.wall.0) << 80;
+        self.engine.newest_message = by_clock.max(self.engine.newest_message + 1);
+        MessageId(self.engine.newest_message)
+    }
+
+    /// The one call of the core for events; everything that can be said of one step alone is checked here.
+    pub(crate) fn handle(&mut self, event: Event, now: Now, batch: &mut Batch) -> Checked {
+        let session = event.session().cloned();
+        if let Some(session) = &session {
+            self.load(session, now);
+        }
+        let is_past = event.instance().is_some_and(|instance| !self.is_current(instance));
+        if is_past {
+            let is_hello = matches!(event, Event::BridgeAttached { .. });
+            self.faults.count(match is_hello {
+                true => Fault::PastGenerationSaidHello,
+                false => Fault::PastGenerationSpoke,
+            });
+        }
+        let mut effects = Effects::default();
+        self.engine.supervisor.handle(now, event.clone(), &mut effects);
+        self.figures.events += 1;
+        self.trace.handled(self.now, session.as_ref(), format_args!("{event:?}"), &effects);
+        if is_past {
+            Invariant::OneLiveInstance.check(effects.writes.is_empty(), || {
+                format!("{event:?} is of the past and changed {:?}", effects.writes)
+            })?;
+        }
+        self.take_step(Some(event), now, effects, batch)
+    }
+
+    fn is_current(&self, instance: &InstanceId) -> bool {
+        self.engine.supervisor.session(&instance.session).is_some_and(|session| {
+            session.phase().has_instance() && session.generation() == instance.generation
+        })
+    }
+
+    pub(crate) fn take_step(
+        &mut self,
+        event: Option<Event>,
+        now: Now,
+        effects: Effects,
+        batch: &mut Batch,
+    ) -> Checked {
+        for write in &effects.writes {
+            self.working.apply(write)?;
+        }
+        let sessions = self.engine.supervisor.sessions();
+        let starting = sessions.filter(|session| session.phase() == Phase::Starting).count();
+        let starts_at_once = self.config.node.starts_at_once;
+        Invariant::BoundedRestarts.check(starting <= starts_at_once, || {
+            format!("{starting} starts at one time, {starts_at_once} are allowed")
+        })?;
+        batch.steps.push(Step { at_ms: self.now, now, event, effects });
+        Ok(())
+    }
+
+    /// Brings a session that sleeps in the store into memory.
+    fn load(&mut self, session: &SessionId, now: Now) {
+        let is_known = self.engine.supervisor.is_loaded(session);
+        if is_known || self.is_sabotaged(Sabotage::EngineForgetsToLoad) {
+            return;
+        }
+        if let Some(stored) = self.working.stored(session) {
+            self.engine.supervisor.load(now, stored);
+        }
+    }
+
+    fn as_the_present_says(&self, mut event: Event) -> Event {
+        if !self.is_sabotaged(Sabotage::EngineForgetsGenerations) {
+            return event;
+        }
+        let newest = event
+            .session()
+            .and_then(|session| self.engine.supervisor.session(session))
+            .map(|session| session.generation());
+        if let (Some(newest), Event::InstanceExited { instance, .. }) = (newest, &mut event) {
+            instance.generation = newest;
+        }
+        event
+    }
+
+    pub(crate) fn engine_commits(&mut self, epoch: u64) -> Checked {
+        if self.engine.epoch != epoch {
+            return Ok(());
+        }
+        let Some(batch) = self.engine.open.take() else { return Ok(()) };
+        let crash_in_recovery = batch.is_recovery && self.fires(Fault::CrashInRecovery);
+        if crash_in_recovery || self.fires(Fault::CrashBeforeCommit) {
+            return self.crash();
+        }
+        if self.fires(Fault::StoreFull) {
+            return self.roll_back(batch);
+        }
+        self.commit(&batch)?;
+        if self.fires(Fault::CrashAfterCommit) {
+            return self.crash();
+        }
+        if !self.is_sabotaged(Sabotage::EngineAnswersFirst) {
+            self.release_answers(&batch)?;
+        }
+        if self.is_sabotaged(Sabotage::EngineAnswersTwice) {
+            self.release_answers(&batch)?;
+        }
+        self.release_notices(&batch)?;
+        let commands: usize = batch.steps.iter().map(|step| step.effects.commands.len()).sum();
+        if commands > 0 && self.fires(Fault::CrashBetweenCommands) {
+            let carried_out = self.rng.index(commands);
+            self.release_commands(&batch, carried_out)?;
+            return self.crash();
+        }
+        self.release_commands(&batch, usize::MAX)?;
+        self.arm_engine();
+        Ok(())
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Checked {
+        self.figures.commits += 1;
+        let loss = self.draw_loss();
+        for write in batch.steps.iter().flat_map(|step| &step.effects.writes) {
+            if loss.is_some_and(|is_lost| is_lost(write)) {
+                continue;
+            }
+            self.durable.apply(write)?;
+        }
+        for step in &batch.steps {
+            self.checker.committed(step, &self.engine.agents, self.engine.epoch)?;
+        }
+        let everything = batch.is_recovery || self.figures.commits.is_multiple_of(32);
+        let touched = if everything { None } else { Some(touched_by(batch)) };
+        self.checker.compare(
+            &self.engine.supervisor,
+            &self.durable,
+            touched.as_ref(),
+            batch.steps.last().map(|step| step.now),
+        )
+    }
+
+    /// Everything that waits for the batch is told.
+    pub(crate) fn release_answers(&mut self, batch: &Batch) -> Checked {
+        for step in &batch.steps {
+            for (request, answer) in &step.effects.answers {
+                self.answered(*request, answer)?;
+            }
+        }
+        for request in &batch.refused {
+            self.not_found(*request);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn release_notices(&mut self, batch: &Batch) -> Checked {
+        for step in &batch.steps {
+            for notice in &step.effects.notices {
+                self.checker.noticed(notice, &self.durable, self.engine.epoch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out the first `count` commands of the batch.
+    fn release_commands(&mut self, batch: &Batch, count: usize) -> Checked {
+        let commands = batch.steps.iter().flat_map(|step| &step.effects.commands);
+        for command in commands.take(count) {
+            self.carry_out(command)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sessions that a batch changed.
+fn touched_by(batch: &Batch) -> BTreeSet<SessionId> {
+    use dormouse_core::command::Write;
+    let mut touched = BTreeSet::new();
+    for step in &batch.steps {
+        touched.extend(step.event.as_ref().and_then(Event::session).cloned());
+        touched.extend(step.effects.writes.iter().filter_map(|write| match write {
+            Write::PutSession(record) => Some(record.id.clone()),
+            _other => None,
+        }));
+    }
+    touched
+}

@@ -1,0 +1,175 @@
+//! The process dies and comes back; the disk refuses a commit and the process goes on.
+//!
+//! ```text
+//!  crash ─▶ records through the codec ─▶ new Supervisor ─▶ recover each that is not dormant ─▶ commit ─▶ list instances
+//!  commit failed ─▶ refuse its requests ─▶ cut its bridges off ─┘
+//! ```
+//!
+//! Owner: `World`. Invariants: nothing but the store and the driver's list survives. An instance is called gone only if the
+//! store believed in it before the list was asked for, the list does not show it, and its bridge has not said hello
+//! since: each of the three is needed, or a living agent gets a twin.
+//! Absent: judgement; `checker` compares.
+
+use std::collections::BTreeSet;
+
+use dormouse_core::command::{Effects, Write};
+use dormouse_core::id::{InstanceId, SessionId};
+use dormouse_core::policy::NodePolicy;
+use dormouse_core::supervisor::Supervisor;
+
+use crate::engine::{Batch, Input};
+use crate::fault::Fault;
+use crate::sabotage::Sabotage;
+use crate::violation::Checked;
+use crate::world::{Action, World};
+
+/// Which writes a sabotaged commit leaves out.
+type Loss = fn(&Write) -> bool;
+
+impl World {
+    /// The process is gone, at whatever it was doing.
+    pub(crate) fn crash(&mut self) -> Checked {
+        self.trace.note(self.now, None, format_args!("the daemon crashes"));
+        self.engine.forget();
+        self.engine.is_up = false;
+        self.engine.inbox.clear();
+        self.working = self.durable.clone();
+        self.driver_loses_its_daemon();
+        self.close_all_links(true);
+        self.clients_lose_their_daemon();
+        let down_ms = if self.fires(Fault::LongDowntime) {
+            self.rng.spread(60_000, 1_200_000)
+        } else {
+            self.rng.spread(5, 5_000)
+        };
+        self.plan(self.now + down_ms, Action::EngineReturns);
+        Ok(())
+    }
+
+    pub(crate) fn engine_returns(&mut self) -> Checked {
+        self.durable.pass_through_codec()?;
+        if self.is_sabotaged(Sabotage::StoreForgetsKeys) {
+            self.durable.forget_keys();
+        }
+        if self.is_sabotaged(Sabotage::StoreForgetsPause) {
+            self.durable.forget_pauses(self.read_clocks().wall);
+        }
+        self.working = self.durable.clone();
+        self.engine.is_up = true;
+        self.engine.life += 1;
+        let age = i64::try_from(self.rng.spread(1, 1 << 40)).expect("40 bits fit");
+        self.engine.zero_at = i64::try_from(self.now).expect("a run is short") - age;
+        self.engine.newest_message =
+            self.durable.messages.last_key_value().map_or(0, |newest| newest.0.0);
+        self.engine.agents = self.config.agents.clone();
+        if self.fires(Fault::AgentUnconfigured) {
+            let names: Vec<_> = self.engine.agents.keys().cloned().collect();
+            let gone = self.rng.pick(&names).clone();
+            self.engine.agents.remove(&gone);
+        }
+        self.rebuild()
+    }
+
+    /// The disk did not take the batch; the process lives and starts again from the store.
+    pub(crate) fn roll_back(&mut self, batch: Batch) -> Checked {
+        self.trace.note(self.now, None, format_args!("the commit fails"));
+        if self.is_sabotaged(Sabotage::EngineTellsRolledBack) {
+            self.release_notices(&batch)?;
+        }
+        self.engine.forget();
+        self.working = self.durable.clone();
+        let answers = batch.steps.iter().flat_map(|step| &step.effects.answers);
+        let requests: Vec<_> = answers.map(|answer| answer.0).chain(batch.refused).collect();
+        for request in requests {
+            self.client_is_refused(request);
+        }
+        self.close_all_links(false);
+        if !self.config.keeps_inbox {
+            self.engine.inbox.retain(|input| !matches!(input, Input::Happened(_, Some(_))));
+        }
+        self.rebuild()
+    }
+
+    /// A new supervisor from the store alone, and then a look at what really runs.
+    fn rebuild(&mut self) -> Checked {
+        let now = self.read_clocks();
+        self.checker.rebuilt(self.now, now.wall);
+        let node: NodePolicy = self.config.node.clone();
+        self.engine.supervisor = Supervisor::new(node, self.engine.agents.clone());
+        let mut batch = Batch { is_recovery: true, ..Batch::default() };
+        for id in self.durable.awake_sessions() {
+            let mut stored = self.durable.stored(&id).expect("a session that was listed is there");
+            if self.is_sabotaged(Sabotage::StoreReversesQueue) {
+                stored
+                    .deliveries
+                    .sort_by_key(|row| (row.leased_to.is_none(), u128::MAX - row.message.0));
+            }
+            if stored.record.phase.has_instance() {
+                let generation = stored.record.generation;
+                self.engine.suspects.insert(InstanceId { session: id.clone(), generation });
+            }
+            let mut effects = Effects::default();
+            self.engine.supervisor.recover(now, stored, &mut effects);
+            self.trace.handled(self.now, Some(&id), format_args!("taken over"), &effects);
+            self.take_step(None, now, effects, &mut batch)?;
+        }
+        self.engine.is_listing = true;
+        let epoch = self.engine.epoch;
+        let list_ms = self.config.latency_ms_max;
+        self.plan_soon(list_ms, Action::DriverLists { epoch });
+        self.open_batch(batch)
+    }
+
+    /// The driver says what exists.
+    pub(crate) fn driver_lists(&mut self, epoch: u64) -> Checked {
+        if self.engine.epoch != epoch || !self.engine.is_up {
+            return Ok(());
+        }
+        if self.fires(Fault::ListFails) {
+            // Unknown is not gone.
+            if self.rng.chance(500) {
+                self.plan(self.now + 1_000, Action::DriverLists { epoch });
+            } else {
+                self.engine.is_listing = false;
+                self.engine.suspects.clear();
+            }
+            return Ok(());
+        }
+        self.engine.is_listing = false;
+        let listed = self.instances_that_exist();
+        for instance in std::mem::take(&mut self.engine.suspects) {
+            let hides = self.is_sabotaged(Sabotage::DriverHidesExits);
+            if !listed.contains(&instance) && !hides {
+                self.push_input(Input::Gone(instance));
+            }
+        }
+        for instance in self.of_the_past(&listed) {
+            self.kill(instance);
+        }
+        self.arm_engine();
+        Ok(())
+    }
+
+    fn of_the_past(&self, listed: &BTreeSet<InstanceId>) -> Vec<InstanceId> {
+        let is_past = |instance: &&InstanceId| {
+            let session: &SessionId = &instance.session;
+            let record = self.durable.sessions.get(session);
+            !record.is_some_and(|record| {
+                record.phase.has_instance() && record.generation == instance.generation
+            })
+        };
+        listed.iter().filter(is_past).cloned().collect()
+    }
+
+    /// For a sabotaged store: what this commit is going to lose.
+    pub(crate) fn draw_loss(&mut self) -> Option<Loss> {
+        let loss: Loss = match self.sabotage? {
+            Sabotage::StoreLosesMessage => |write| matches!(write, Write::InsertMessage(_)),
+            Sabotage::StoreLosesAnswer => |write| matches!(write, Write::AnswerMessage { .. }),
+            Sabotage::StoreLosesDecision => |write| matches!(write, Write::InsertDecision(_)),
+            Sabotage::StoreLosesExit => |write| matches!(write, Write::InsertExit(_)),
+            _other => return None,
+        };
+        self.rng.chance(300).then_some(loss)
+    }
+}

@@ -1,0 +1,124 @@
+//! One seed draws one world: which faults are on and how rough they are, the agents' policies, the size, the load.
+//!
+//! Owner: `World` reads it and changes nothing in it. Invariant: everything is drawn from the seed, so that a seed is a
+//! complete description. Switching whole faults off, instead of giving each a small chance, lets rare combinations meet.
+//! Absent: when anything happens; the world's own draws decide that.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dormouse_core::id::{AgentName, SessionId, Subject};
+use dormouse_core::policy::{AgentPolicy, NodePolicy, RetrySafety};
+
+use crate::fault::Fault;
+use crate::prng::Prng;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) agents: BTreeMap<AgentName, AgentPolicy>,
+    pub(crate) node: NodePolicy,
+    pub(crate) sessions: Vec<SessionId>,
+    pub(crate) subjects: Vec<Subject>,
+    pub(crate) operator: Subject,
+    per_mille: Vec<u32>,
+    /// Senders' and operators' requests while faults are on, and how long that lasts.
+    pub(crate) requests: u64,
+    pub(crate) rough_ms: u64,
+    /// Between two rolls of the faults that come from outside.
+    pub(crate) weather_ms: u64,
+    pub(crate) batch_max: usize,
+    pub(crate) commit_ms_max: u64,
+    pub(crate) latency_ms_max: u64,
+    pub(crate) orphan_limit_ms: u64,
+    /// After a failed commit, what its bridges had said before they were cut off is still handed in.
+    pub(crate) keeps_inbox: bool,
+}
+
+impl Config {
+    pub(crate) fn draw(rng: &mut Prng) -> Self {
+        let agents: BTreeMap<AgentName, AgentPolicy> =
+            (0..rng.between(1, 3)).map(|n| (name(&format!("agent{n}")), draw_agent(rng))).collect();
+        let names: Vec<&AgentName> = agents.keys().collect();
+        let sessions = (0..rng.spread(1, 10))
+            .map(|n| {
+                let agent = rng.pick(&names);
+                SessionId::of(agent, &format!("s{n}")).expect("a letter and a number is a key")
+            })
+            .collect();
+        let node = draw_node(rng);
+        Self {
+            agents,
+            node,
+            sessions,
+            subjects: (0..3).map(|n| subject(&format!("sender{n}"))).collect(),
+            operator: subject("operator"),
+            per_mille: draw_rates(rng),
+            requests: rng.spread(4, 80),
+            rough_ms: rng.spread(20_000, 1_800_000),
+            weather_ms: rng.spread(500, 20_000),
+            batch_max: usize::try_from(rng.spread(1, 64)).expect("a small number"),
+            commit_ms_max: rng.spread(1, 40),
+            latency_ms_max: rng.spread(1, 400),
+            orphan_limit_ms: rng.spread(5_000, 600_000),
+            keeps_inbox: rng.chance(500),
+        }
+    }
+
+    pub(crate) fn per_mille(&self, fault: Fault) -> u32 {
+        self.per_mille[fault as usize]
+    }
+
+    pub(crate) fn policy(&self, session: &SessionId) -> &AgentPolicy {
+        self.agents.get(session.agent()).expect("every session's agent was drawn with it")
+    }
+}
+
+fn name(text: &str) -> AgentName {
+    AgentName::new(text).expect("letters and a number are an agent's name")
+}
+
+fn subject(text: &str) -> Subject {
+    Subject::new(text).expect("letters and a number are a subject")
+}
+
+fn draw_agent(rng: &mut Prng) -> AgentPolicy {
+    let mut span = |first: u64, last: u64| Duration::from_millis(rng.spread(first, last));
+    let mut policy = AgentPolicy {
+        stop_after: span(500, 1_200_000),
+        ready_within: span(2_000, 120_000),
+        stuck_after: span(1_000, 600_000),
+        turn_within: span(5_000, 3_600_000),
+        drain_within: span(500, 120_000),
+        stop_grace: span(100, 30_000),
+        reattach_within: span(500, 120_000),
+        attempts: 1,
+        retry: RetrySafety::Safe,
+    };
+    policy.attempts = u32::try_from(rng.between(1, 5)).expect("a small number");
+    if rng.chance(300) {
+        policy.retry = RetrySafety::Ask;
+    }
+    policy
+}
+
+fn draw_node(rng: &mut Prng) -> NodePolicy {
+    let mut node = NodePolicy::default();
+    node.starts_at_once = usize::try_from(rng.between(1, 4)).expect("a small number");
+    if rng.chance(400) {
+        node.queue_messages_max = usize::try_from(rng.between(1, 8)).expect("a small number");
+    }
+    if rng.chance(200) {
+        node.queue_bytes_max = rng.between(20, 400);
+    }
+    node
+}
+
+fn draw_rates(rng: &mut Prng) -> Vec<u32> {
+    let is_calm = rng.chance(50);
+    let draw = |fault: &Fault| {
+        let is_on = rng.chance(500) && !is_calm;
+        let quarters = u32::try_from(rng.spread(1, 16)).expect("a small number");
+        if is_on { (fault.per_mille() * quarters).div_ceil(4).min(900) } else { 0 }
+    };
+    Fault::ALL.iter().map(draw).collect()
+}
