@@ -11,7 +11,7 @@
 //! with an agent, or somebody watches it.
 //! Absent: durability. What is here can be lost; the store answers for ended messages.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use dormouse_core::command::{News, Notice};
@@ -21,6 +21,8 @@ use tokio::sync::Notify;
 
 use crate::api::shape::StatusState;
 
+/// Statuses that are kept of one message.
+const STATUSES_MAX: usize = 16;
 /// The most text that one update carries.
 const PIECE_BYTES_MAX: usize = 64 << 10;
 
@@ -37,7 +39,8 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct Live {
-    status: Option<StatusState>,
+    /// The newest ones, oldest first; a watcher that is slower than these misses only their elders.
+    statuses: VecDeque<StatusState>,
     status_count: u64,
     attempt: u32,
     text: String,
@@ -162,7 +165,10 @@ impl Live {
     }
 
     fn say(&mut self, status: StatusState) {
-        self.status = Some(status);
+        if self.statuses.len() == STATUSES_MAX {
+            self.statuses.pop_front();
+        }
+        self.statuses.push_back(status);
         self.status_count += 1;
     }
 
@@ -198,11 +204,12 @@ impl Watcher {
     fn look(&mut self) -> Option<Update> {
         let entry = Arc::clone(&self.entry);
         let live = lock(&entry.live);
-        if live.status_count > self.status_seen
-            && let Some(status) = live.status.clone()
-        {
-            self.status_seen = live.status_count;
-            return Some(Update::Status(status));
+        let first_kept = live.status_count - live.statuses.len() as u64;
+        let next = self.status_seen.max(first_kept);
+        let place = usize::try_from(next - first_kept).unwrap_or(usize::MAX);
+        if let Some(status) = live.statuses.get(place) {
+            self.status_seen = next + 1;
+            return Some(Update::Status(status.clone()));
         }
         if live.attempt != 0 && live.attempt != self.place.attempt {
             self.place = Place { attempt: live.attempt, offset: 0 };
@@ -295,6 +302,20 @@ mod tests {
         post(&hub, News::Answered { attempt: 2, text: "whole".to_owned(), exit_code: None });
         assert_eq!(drain(&mut watcher), ["status", "2.5 whole", "end"]);
         assert_eq!(hub.len(), 0, "an ended message is forgotten");
+    }
+
+    #[test]
+    fn no_status_is_skipped_by_a_watcher_that_keeps_up() {
+        let hub = Hub::default();
+        let mut watcher = hub.watch(MESSAGE, Place::default());
+        for ahead in 0..3 {
+            post(&hub, News::Queued { ahead });
+        }
+        assert_eq!(drain(&mut watcher), ["status"; 3]);
+        for ahead in 0..STATUSES_MAX + 5 {
+            post(&hub, News::Queued { ahead });
+        }
+        assert_eq!(drain(&mut watcher).len(), STATUSES_MAX);
     }
 
     #[test]

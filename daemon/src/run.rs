@@ -8,7 +8,7 @@
 mod folder;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agents::Agents;
 use crate::api::{self, Api, Readers};
-use crate::config::{self, ConfigError, Loaded};
+use crate::config::{self, Config, ConfigError, FakeScripts, Loaded};
 use crate::engine::hands::{Drivers, Hands};
 use crate::engine::request::{Gateway, REQUESTS_MAX};
 use crate::engine::{Engine, EngineError, EngineParts};
@@ -136,45 +136,13 @@ async fn live(
     if !config.listen.ip().is_loopback() && keys.is_empty() {
         return Err(RunError::NoKeys { address: config.listen });
     }
-    let secret = folder::deployment_secret(&data)?;
-    let deployment = folder::deployment_name(&secret);
-    let secret = DeploymentSecret::new(secret);
     let (event_sender, events) = mpsc::channel::<Event>(EVENTS_MAX);
-    let registry = Registry::new(event_sender.clone());
-    let data_paths = DataFolder::open(&data)?;
-    let control = ControlSocket::bind(
-        &data_paths.control_socket(),
-        secret.clone(),
-        registry.clone(),
-        ControlLimits::default(),
-    )?;
-    let process = ProcessDriver::open(
-        ProcessDriverConfig {
-            data: data_paths.clone(),
-            deployment,
-            bridge_command: folder::bridge_command()?,
-            dial: Dial::Unix(control.path().to_owned()),
-            secret,
-            release_within: RELEASE_WITHIN,
-        },
-        event_sender.clone(),
-    )?;
-    let fake = FakeDriver::new(data_paths, registry.clone(), event_sender.clone());
-    for (agent, script) in fake_scripts {
-        fake.set_script(agent, script);
-    }
-    let drivers = Arc::new(Drivers {
-        process: Arc::new(process) as Arc<dyn Driver>,
-        fake: Arc::new(fake) as Arc<dyn Driver>,
-        registry,
-        agents: Agents::new(Arc::clone(&config), &data),
-        refuse_without_cgroup: config.refuse_without_cgroup,
-    });
-
+    // Open until this function ends: bridges dial it at any time.
+    let (drivers, _control) = open_drivers(&config, fake_scripts, &data, &event_sender)?;
     let (request_sender, requests) = mpsc::channel(REQUESTS_MAX);
     let (hub, metrics) = (Hub::default(), Arc::new(Metrics::new()));
     let hands = Hands::new(Arc::clone(&drivers), event_sender, Handle::current());
-    let parts = EngineParts {
+    let engine_ended = start_engine(EngineParts {
         store,
         config: Arc::clone(&config),
         hub: hub.clone(),
@@ -182,8 +150,8 @@ async fn live(
         metrics: Arc::clone(&metrics),
         requests,
         events,
-    };
-    let engine_ended = start_engine(parts).await?;
+    })
+    .await?;
 
     let listener = TcpListener::bind(config.listen)
         .await
@@ -203,6 +171,49 @@ async fn live(
     };
     announce(manner, address, &data, path.as_deref(), &api);
     until_told_to_end(api, listener, config.gate.connections, engine_ended).await
+}
+
+/// The drivers, and the socket that their bridges dial.
+fn open_drivers(
+    config: &Arc<Config>,
+    fake_scripts: FakeScripts,
+    data: &Path,
+    events: &mpsc::Sender<Event>,
+) -> Result<(Arc<Drivers>, ControlSocket), RunError> {
+    let secret = folder::deployment_secret(data)?;
+    let deployment = folder::deployment_name(&secret);
+    let secret = DeploymentSecret::new(secret);
+    let registry = Registry::new(events.clone());
+    let folders = DataFolder::open(data)?;
+    let control = ControlSocket::bind(
+        &folders.control_socket(),
+        secret.clone(),
+        registry.clone(),
+        ControlLimits::default(),
+    )?;
+    let process = ProcessDriver::open(
+        ProcessDriverConfig {
+            data: folders.clone(),
+            deployment,
+            bridge_command: folder::bridge_command()?,
+            dial: Dial::Unix(control.path().to_owned()),
+            secret,
+            release_within: RELEASE_WITHIN,
+        },
+        events.clone(),
+    )?;
+    let fake = FakeDriver::new(folders, registry.clone(), events.clone());
+    for (agent, script) in fake_scripts {
+        fake.set_script(agent, script);
+    }
+    let drivers = Drivers {
+        process: Arc::new(process) as Arc<dyn Driver>,
+        fake: Arc::new(fake) as Arc<dyn Driver>,
+        registry,
+        agents: Agents::new(Arc::clone(config), data),
+        refuse_without_cgroup: config.refuse_without_cgroup,
+    };
+    Ok((Arc::new(drivers), control))
 }
 
 type EngineEnded = oneshot::Receiver<Result<(), EngineError>>;
@@ -273,8 +284,8 @@ async fn until_told_to_end(
 fn announce(
     manner: Manner,
     address: SocketAddr,
-    data: &std::path::Path,
-    config: Option<&std::path::Path>,
+    data: &Path,
+    config: Option<&Path>,
     api: &Api,
 ) {
     tracing::info!(%address, data = %data.display(), "ready");

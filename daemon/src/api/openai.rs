@@ -152,7 +152,7 @@ async fn whole(
 fn failed(view: &Message) -> Problem {
     let code = view.cause.map_or("cancelled", |cause| cause.code());
     let hint = format!("`dormouse why {}` has the evidence", view.message_id);
-    Problem::new(StatusCode::BAD_GATEWAY, code, words::message_verdict(view), hint)
+    Problem::new(StatusCode::BAD_GATEWAY, code, words::failure(view), hint)
 }
 
 fn envelope(id: MessageId, chat: &Chat, object: &str, created_ms: u64) -> Value {

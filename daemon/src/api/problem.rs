@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
+use dormouse_core::cause::Cause;
 use dormouse_core::command::{DeniedBecause, Refusal};
 use dormouse_core::id::MessageId;
 
@@ -19,24 +20,61 @@ use crate::engine::request::AskError;
 pub(crate) struct Problem {
     pub(crate) status: StatusCode,
     pub(crate) code: &'static str,
-    pub(crate) message: String,
-    pub(crate) hint: String,
+    pub(crate) message: Box<str>,
+    pub(crate) hint: Box<str>,
     pub(crate) retry_after: Option<Duration>,
     pub(crate) message_id: Option<MessageId>,
+}
+
+/// Every code that is not a cause's, with its status, as in docs/errors.md.
+const CODES: [(&str, u16); 24] = [
+    ("bad_request", 400),
+    ("key_needed", 401),
+    ("key_wrong", 401),
+    ("operator_needed", 403),
+    ("not_your_session", 403),
+    ("not_found", 404),
+    ("no_such_path", 404),
+    ("unknown_agent", 404),
+    ("wrong_method", 405),
+    ("agent_not_configured", 409),
+    ("idempotency_conflict", 409),
+    ("in_flight", 409),
+    ("messages_waiting", 409),
+    ("too_large", 413),
+    ("json_needed", 415),
+    ("unsupported", 422),
+    ("queue_full", 429),
+    ("too_fast", 429),
+    ("internal", 500),
+    ("cancelled", 502),
+    ("interrupted", 502),
+    ("overloaded", 503),
+    ("shutting_down", 503),
+    ("store_full", 503),
+];
+
+fn is_documented(code: &str) -> bool {
+    CODES.iter().any(|(known, _)| *known == code)
+        || Cause::ALL.iter().any(|cause| cause.code() == code)
 }
 
 impl Problem {
     pub(crate) fn new(
         status: StatusCode,
         code: &'static str,
-        message: impl Into<String>,
-        hint: impl Into<String>,
+        message: impl Into<Box<str>>,
+        hint: impl Into<Box<str>>,
     ) -> Self {
+        assert!(is_documented(code), "{code} has no line in docs/errors.md");
         let (message, hint) = (message.into(), hint.into());
         Self { status, code, message, hint, retry_after: None, message_id: None }
     }
 
-    pub(crate) fn bad_request(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn bad_request(
+        message: impl Into<Box<str>>,
+        hint: impl Into<Box<str>>,
+    ) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", message, hint)
     }
 
@@ -168,8 +206,8 @@ impl Problem {
     pub(crate) fn detail(&self) -> ErrorDetail {
         ErrorDetail {
             code: self.code.to_owned(),
-            message: self.message.clone(),
-            hint: self.hint.clone(),
+            message: self.message.to_string(),
+            hint: self.hint.to_string(),
             message_id: self.message_id,
         }
     }
@@ -204,5 +242,26 @@ impl From<AskError> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response<Body> {
         self.respond_with(&ErrorBody { error: self.detail() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_its_line_in_the_documentation_and_no_line_is_left_over() {
+        let page = include_str!("../../../docs/errors.md");
+        let lines: Vec<(String, u16)> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+            .map(|(code, rest)| {
+                let status = rest.split(' ').next().and_then(|status| status.parse().ok());
+                (code.to_owned(), status.expect("a status stands behind the code"))
+            })
+            .collect();
+        let codes: Vec<(String, u16)> =
+            CODES.iter().map(|(code, status)| ((*code).to_owned(), *status)).collect();
+        assert_eq!(lines, codes);
     }
 }

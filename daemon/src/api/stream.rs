@@ -137,12 +137,8 @@ pub(crate) fn failure_of(view: &Message) -> ErrorDetail {
         Some(cause) => (cause.code(), format!("`dormouse why {id}` has the evidence")),
         None => ("cancelled", "write it again if it was not meant to be dropped".to_owned()),
     };
-    ErrorDetail {
-        code: code.to_owned(),
-        message: words::message_verdict(view),
-        hint,
-        message_id: Some(id),
-    }
+    let message = words::failure(view);
+    ErrorDetail { code: code.to_owned(), message, hint, message_id: Some(id) }
 }
 
 fn status_event(message_id: MessageId, state: StatusState) -> Bytes {

@@ -101,6 +101,17 @@ pub(crate) fn next_steps(session: &SessionView) -> Vec<String> {
     steps
 }
 
+/// Why a message has no answer, for its sender.
+pub(crate) fn failure(message: &Message) -> String {
+    let Some(cause) = message.cause else {
+        return "the message was dropped before the agent saw it".to_owned();
+    };
+    match message.detail.as_deref() {
+        None | Some("") => cause.plain_words().to_owned(),
+        Some(detail) => format!("{}: {detail}", cause.plain_words()),
+    }
+}
+
 /// What is the case with one message.
 pub(crate) fn message_verdict(message: &Message) -> String {
     let id = message.message_id;
@@ -112,11 +123,7 @@ pub(crate) fn message_verdict(message: &Message) -> String {
         MessageState::Leased => format!("{id} is with the agent, attempt {}.", message.attempts),
         MessageState::Answered => format!("{id} was answered at attempt {}.", message.attempts),
         MessageState::Cancelled => format!("{id} was dropped before the agent saw it."),
-        MessageState::Dead => {
-            let words = message.cause_text.as_deref().unwrap_or("it is not known why");
-            let detail = message.detail.as_deref().unwrap_or_default();
-            format!("{id} was given up: {words}. {detail}")
-        }
+        MessageState::Dead => format!("{id} was given up: {}.", failure(message)),
     }
 }
 

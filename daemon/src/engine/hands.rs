@@ -11,6 +11,7 @@ use std::sync::Arc;
 use dormouse_bridge::frames::{Launch, ToBridge};
 use dormouse_core::command::Command;
 use dormouse_core::event::Event;
+use dormouse_core::evidence::{End, Evidence};
 use dormouse_core::id::{InstanceId, SessionId, TurnId};
 use dormouse_core::time::millis;
 use dormouse_edge::driver::{Driver, FoundState, StartOrder, WhenNotEnforceable};
@@ -72,9 +73,11 @@ impl Hands {
                 let launch = match launch.then(|| self.launch(&instance)).transpose() {
                     Ok(launch) => launch,
                     Err(error) => {
-                        self.report(Event::InstanceStartFailed { instance: instance.clone(), error });
                         let why = "its agent cannot be launched".to_owned();
                         self.to_boot(&instance, boot, ToBridge::Refused { why });
+                        // A refused bridge executes nothing, so that this is the whole of its life.
+                        let evidence = Evidence::bare(End::LaunchFailed { error });
+                        self.report(Event::InstanceExited { instance, evidence });
                         return;
                     }
                 };
