@@ -17,7 +17,7 @@ use crate::command::{Answer, Command, Effects, IgnoredBecause, News, Refusal, Re
 use crate::event::{Event, SessionRequest};
 use crate::id::{AgentName, InstanceId, SessionId, Subject};
 use crate::journal::{Because, Decision};
-use crate::policy::{AgentPolicy, NodePolicy};
+use crate::policy::{AgentPolicy, NodePolicy, RetrySafety};
 use crate::record::StoredSession;
 use crate::session::phase::Phase;
 use crate::session::{Context, Session};
@@ -76,7 +76,8 @@ impl Supervisor {
         Self {
             node,
             agents,
-            leftover_policy: AgentPolicy::default(),
+            // Whether its turns may be repeated is not known any more, so none is (FAULTS I6).
+            leftover_policy: AgentPolicy { retry: RetrySafety::Ask, ..AgentPolicy::default() },
             sessions: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             line: Line::default(),

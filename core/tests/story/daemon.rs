@@ -696,6 +696,35 @@ fn messages_of_an_agent_that_is_not_configured_any_more_are_kept() {
 }
 
 #[test]
+fn a_turn_of_an_agent_that_is_not_configured_any_more_is_not_repeated_unasked() {
+    check(
+        r#"agent a: retry ask
+           given send m1 to a/k · bridge attaches · ready
+           the daemon dies and comes back without agent a
+           bridge attaches ready, holding m1.1
+           agent exits with 1
+           send m2 to a/k"#,
+        expect![[r#"
+            0s          the daemon dies and comes back without agent a
+                journal: awake: the daemon came back and found 1 message waiting
+            0s          bridge attaches ready, holding m1.1
+                command: admit a/k#1, boot 1
+            0s          agent exits with 1
+                journal: awake: m1 was cut short; attempt 1 is counted
+                journal: awake: m1 was dead-lettered after 1 attempt [ambiguous]
+                journal: awake → asleep: the agent ended with exit code 1 [agent_exited]
+                m1 hears: given up, the turn was interrupted: the agent's program ended by
+                    itself [ambiguous]
+                command: release a/k#1
+            0s          send m2 to a/k
+                answer: refused, no such agent
+            a/k asleep, generation 1, failures 1
+              m1 dead [ambiguous]
+        "#]],
+    );
+}
+
+#[test]
 fn a_start_that_failed_is_not_believed_of_an_instance_that_was_ready_before() {
     check(
         r#"given send m1 to a/k · bridge attaches · ready
