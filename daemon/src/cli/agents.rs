@@ -1,0 +1,73 @@
+//! `agents`: what the config defines, and whether it can run here.
+
+use super::Context;
+use super::error::CommandError;
+use super::pages::whole_list;
+use super::scrub::shortened;
+use super::table::Table;
+use crate::api::shape::AgentView;
+
+const COMMAND_CHARACTERS_MAX: usize = 60;
+
+pub(crate) async fn agents(context: &mut Context<'_>) -> Result<(), CommandError> {
+    let agents = whole_list(&context.client, "/v1/agents").await?;
+    context.show(&agents.to_json(), |context| {
+        let views: Vec<AgentView> = agents.typed(&context.client)?;
+        Ok(context.terminal.line(&render(&views))?)
+    })
+}
+
+fn render(agents: &[AgentView]) -> String {
+    if agents.is_empty() {
+        return "No agents. Add one to the config: [agents.NAME], as in the commented default file"
+            .to_owned();
+    }
+    let mut table = Table::new(["AGENT", "DRIVER", "ADAPTER", "AWAKE", "SESSIONS", "COMMAND"]);
+    let mut lacking = String::new();
+    for agent in agents {
+        table.row([
+            agent.agent.clone(),
+            agent.driver.clone(),
+            agent.adapter.clone(),
+            agent.awake.to_string(),
+            agent.sessions.to_string(),
+            shortened(&agent.command.join(" "), COMMAND_CHARACTERS_MAX).into_owned(),
+        ]);
+        for lack in &agent.lacks {
+            let line = format!("{} cannot run here: {lack}", agent.agent);
+            lacking.push_str(&format!("\n{}", super::scrub::line(&line)));
+        }
+    }
+    let gap = if lacking.is_empty() { "" } else { "\n" };
+    format!("{}{gap}{lacking}", table.render())
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn agents_are_listed_with_what_they_lack() {
+        let agent = |name: &str, lacks: &[&str]| AgentView {
+            agent: name.to_owned(),
+            driver: "process".to_owned(),
+            adapter: "jsonl".to_owned(),
+            command: vec!["python3".to_owned(), "x".repeat(100)],
+            awake: 1,
+            sessions: 20,
+            lacks: lacks.iter().map(|lack| (*lack).to_owned()).collect(),
+        };
+        let agents = [agent("python", &[]), agent("openclaw", &["node is not in PATH"])];
+        expect![[r#"
+            AGENT     DRIVER   ADAPTER  AWAKE  SESSIONS  COMMAND
+            python    process  jsonl    1      20        python3 xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
+            openclaw  process  jsonl    1      20        python3 xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
+
+            openclaw cannot run here: node is not in PATH
+        "#]]
+        .assert_eq(&format!("{}\n", render(&agents)));
+        assert!(render(&[]).contains("[agents.NAME]"));
+    }
+}

@@ -1,0 +1,399 @@
+//! Errors of commands, as their users see them: what failed, why, and what to do next.
+//!
+//! Owner: `CommandError::report` alone chooses the words and the exit code. Invariants: an inner error
+//! is said once; foreign words are escaped by the terminal. Absent: anything about single commands.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+
+use dormouse_core::id::{MessageId, SessionId};
+use dormouse_core::record::MessageState;
+use serde_json::json;
+
+use super::client::ClientError;
+use super::exit::Exit;
+use super::follow::FollowError;
+use super::target::TargetError;
+use super::terminal::{OutputError, Terminal, Tone};
+use crate::api::shape::Message;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    #[error("the message {} was not answered", .0.message_id)]
+    NotAnswered(Box<Message>),
+    #[error("waiting for the reply failed")]
+    Follow {
+        message_id: Option<MessageId>,
+        session: SessionId,
+        idempotency_key: String,
+        #[source]
+        source: FollowError,
+    },
+    #[error("stopped waiting")]
+    Interrupted { message_id: Option<MessageId> },
+    #[error("the message cannot be read from standard input")]
+    Input(#[source] io::Error),
+    #[error("the message is longer than {} bytes", dormouse_core::limits::MESSAGE_BYTES_MAX)]
+    InputTooLong,
+    #[error("files cannot be sent with a message in this version")]
+    FilesNotSupported { path: PathBuf },
+    #[error("'{name}' cannot stand for the key's subject as well as for its name")]
+    KeyName { name: String },
+    #[error(transparent)]
+    Run(crate::run::RunError),
+    #[error("the runtime of the program could not be started")]
+    Runtime(#[source] io::Error),
+    /// Each was reported; what is left is the code.
+    #[error("some of it failed")]
+    Several { first: Exit },
+}
+
+/// What is printed of an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub(crate) exit: Exit,
+    /// For programs.
+    pub(crate) code: String,
+    pub(crate) what: String,
+    pub(crate) why: Option<String>,
+    pub(crate) next: Option<String>,
+}
+
+impl Report {
+    fn new(exit: Exit, code: &str, what: impl ToString) -> Self {
+        Self { exit, code: code.to_owned(), what: what.to_string(), why: None, next: None }
+    }
+
+    fn because(mut self, error: &dyn Error) -> Self {
+        self.why = chain(error.source(), &self.what);
+        self
+    }
+
+    fn next(mut self, words: impl Into<String>) -> Self {
+        self.next = Some(words.into()).filter(|words: &String| !words.is_empty());
+        self
+    }
+
+    pub(crate) fn print(&self, terminal: &mut Terminal, as_json: bool) {
+        if as_json {
+            let hint = self.next.clone().unwrap_or_default();
+            let mut error = json!({"code": self.code, "message": self.what, "hint": hint});
+            if let Some(why) = &self.why {
+                error["cause"] = json!(why);
+            }
+            let body = json!({"error": error, "exit_code": self.exit.code()});
+            terminal.json_note(&body);
+            return;
+        }
+        terminal.note(Tone::Red, &format!("error: {}", self.what));
+        if let Some(why) = &self.why {
+            terminal.note(Tone::Plain, &format!("  why:  {why}"));
+        }
+        if let Some(next) = &self.next {
+            terminal.note(Tone::Plain, &format!("  next: {next}"));
+        }
+    }
+}
+
+/// The inner errors, outermost first, less what has been said already.
+fn chain(source: Option<&(dyn Error + 'static)>, said: &str) -> Option<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut next = source;
+    while let Some(error) = next {
+        let text = error.to_string();
+        if !said.contains(&text) && !words.iter().any(|word| word.contains(&text)) {
+            words.push(text);
+        }
+        next = error.source();
+    }
+    (!words.is_empty()).then(|| words.join(": "))
+}
+
+impl CommandError {
+    /// `None`: the reader went away, and there is nothing to say and nobody to say it to.
+    pub(crate) fn report(&self) -> Option<Report> {
+        let report = match self {
+            Self::Output(OutputError::ReaderGone)
+            | Self::Follow { source: FollowError::Output(OutputError::ReaderGone), .. }
+            | Self::Several { .. } => return None,
+            Self::Output(error) => output_report(error),
+            Self::Client(error) => client_report(error),
+            Self::Target(error) => target_report(error),
+            Self::NotAnswered(message) => not_answered_report(message),
+            Self::Follow { message_id, session, idempotency_key, source } => {
+                follow_report(*message_id, session, idempotency_key, source)
+            }
+            Self::Interrupted { message_id } => interrupted_report(*message_id),
+            Self::Input(_) => Report::new(Exit::Usage, "bad_input", self)
+                .because(self)
+                .next("give UTF-8 text; other kinds of files cannot be sent in this version"),
+            Self::InputTooLong => Report::new(Exit::Usage, "too_long", self)
+                .next("put it into several messages, or where the agent can fetch it"),
+            Self::FilesNotSupported { path } => {
+                let words = format!("send a text file as the message: … - < {}", path.display());
+                Report::new(Exit::NotSupported, "files_not_supported", self).next(words)
+            }
+            Self::KeyName { .. } => Report::new(Exit::Usage, "bad_subject", self)
+                .next("say with --subject whom the key stands for, for example --subject bot"),
+            Self::Run(source) => Report::new(Exit::Failed, "daemon_failed", source)
+                .because(source)
+                .next("`dormouse doctor` shows what this machine lacks"),
+            Self::Runtime(_) => Report::new(Exit::LocalFault, "no_runtime", self)
+                .because(self)
+                .next("look at the limits of open files and processes (ulimit -a)"),
+        };
+        Some(report)
+    }
+
+    pub(crate) fn exit(&self) -> Exit {
+        match self {
+            Self::Several { first } => *first,
+            _ => self.report().map_or(Exit::Done, |report| report.exit),
+        }
+    }
+}
+
+fn output_report(error: &OutputError) -> Report {
+    Report::new(Exit::LocalFault, "output", error)
+        .because(error)
+        .next("look at the free space where the output goes")
+}
+
+fn client_report(error: &ClientError) -> Report {
+    match error {
+        ClientError::Unreachable { .. } => Report::new(Exit::Unreachable, "unreachable", error)
+            .because(error)
+            .next("look whether it runs and where it listens: dormouse doctor; another one: --url"),
+        ClientError::Cut { .. } | ClientError::Silent { .. } => {
+            Report::new(Exit::Unreachable, "cut", error)
+                .because(error)
+                .next("try again; if it stays so, look at the log of the daemon")
+        }
+        ClientError::NotUnderstood { .. } => Report::new(Exit::DaemonFault, "no_sense", error)
+            .next("look whether --url leads to a dormouse of this version (dormouse --version)"),
+        ClientError::Answered { status, detail, had_key } => {
+            let exit = Exit::of_status(*status);
+            let mut next = detail.hint.clone();
+            if exit == Exit::NotAllowed && !had_key {
+                next = "no key was given: set DORMOUSE_KEY, or name with --data the folder where \
+                        the daemon on this machine keeps operator.key"
+                    .to_owned();
+            }
+            Report::new(exit, &detail.code, &detail.message).next(next)
+        }
+    }
+}
+
+fn target_report(error: &TargetError) -> Report {
+    match error {
+        TargetError::Url { .. } => Report::new(Exit::Usage, "bad_url", error)
+            .next("write --url or DORMOUSE_URL like http://127.0.0.1:7766"),
+        TargetError::Https => Report::new(Exit::NotSupported, "https_not_supported", error)
+            .next("use http:// on this machine, or a tunnel such as ssh -L 7766:127.0.0.1:7766"),
+        TargetError::KeyFile { .. } => Report::new(Exit::LocalFault, "key_file", error)
+            .because(error)
+            .next("run it as the user of the daemon, or give a key in DORMOUSE_KEY"),
+        TargetError::KeyText { .. } => Report::new(Exit::Usage, "bad_key", error)
+            .next("give the whole key as it was printed when it was made"),
+    }
+}
+
+fn not_answered_report(message: &Message) -> Report {
+    let id = message.message_id;
+    let (what, next) = match message.state {
+        MessageState::Cancelled => (
+            format!("the message {id} was dropped before it was answered"),
+            format!("dormouse why {id} says by whom"),
+        ),
+        _ => (
+            format!("the message {id} was given up after {} attempts", message.attempts),
+            format!("dormouse why {id}; try it again: dormouse queue redrive {id}"),
+        ),
+    };
+    let code = message.cause.map_or("not_answered", |cause| cause.code());
+    let mut report = Report::new(Exit::Failed, code, what).next(next);
+    let cause_text = message.cause_text.clone();
+    let words: Vec<String> = cause_text.into_iter().chain(message.detail.clone()).collect();
+    report.why = (!words.is_empty()).then(|| format!("{} [{code}]", words.join(": ")));
+    report
+}
+
+fn follow_report(
+    message_id: Option<MessageId>,
+    session: &SessionId,
+    idempotency_key: &str,
+    source: &FollowError,
+) -> Report {
+    let again = match message_id {
+        Some(id) => format!("the message is safe; see it with dormouse why {id}"),
+        None => format!(
+            "it is not known whether the message was accepted; to send it without running it twice: \
+             dormouse send --idempotency-key {idempotency_key} {session} …"
+        ),
+    };
+    match source {
+        FollowError::Client(error) if message_id.is_none() => client_report(error),
+        FollowError::Client(error) => client_report(error).next(again),
+        FollowError::Output(error) => output_report(error).next(again),
+        FollowError::Told(detail) => Report::new(Exit::Failed, &detail.code, source)
+            .next(format!("{} {again}", detail.hint).trim().to_owned()),
+        FollowError::StayedAway { .. } => {
+            Report::new(Exit::Unreachable, "stayed_away", source).because(source).next(again)
+        }
+    }
+}
+
+fn interrupted_report(message_id: Option<MessageId>) -> Report {
+    match message_id {
+        Some(id) => Report::new(Exit::Interrupted, "interrupted", "stopped waiting").next(format!(
+            "the message goes on; see it with dormouse why {id}, drop it with dormouse queue drop {id}"
+        )),
+        None => {
+            Report::new(Exit::Interrupted, "interrupted", "stopped before an answer came")
+                .next("dormouse ps shows what is going on")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::super::terminal::testing::Screen;
+    use super::*;
+    use crate::api::shape::ErrorDetail;
+
+    fn check(error: CommandError, expected: Expect) {
+        let screen = Screen::default();
+        let report = error.report().unwrap();
+        report.print(&mut screen.terminal(), false);
+        expected.assert_eq(&format!("{}exit {}\n", screen.err.text(), report.exit.code()));
+    }
+
+    fn answered(status: u16, code: &str, had_key: bool) -> CommandError {
+        let detail = ErrorDetail {
+            code: code.to_owned(),
+            message: format!("it is {code}\u{1b}[2J"),
+            hint: "do something".to_owned(),
+            message_id: None,
+        };
+        ClientError::Answered { status, detail: Box::new(detail), had_key }.into()
+    }
+
+    #[test]
+    fn nobody_there() {
+        let error = ClientError::Unreachable {
+            url: "http://127.0.0.1:7766".to_owned(),
+            source: io::ErrorKind::ConnectionRefused.into(),
+        };
+        check(
+            error.into(),
+            expect![[r#"
+                error: no dormouse answers at http://127.0.0.1:7766; start one with `dormouse up`
+                  why:  connection refused
+                  next: look whether it runs and where it listens: dormouse doctor; another one: --url
+                exit 3
+            "#]],
+        );
+    }
+
+    #[test]
+    fn the_daemons_words_are_passed_on_without_their_control_characters() {
+        check(
+            answered(409, "session_backoff", true),
+            expect![[r#"
+                error: it is session_backoff\u{1b}[2J
+                  next: do something
+                exit 7
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_missing_key_is_told_from_a_wrong_one() {
+        check(
+            answered(401, "no_key", false),
+            expect![[r#"
+                error: it is no_key\u{1b}[2J
+                  next: no key was given: set DORMOUSE_KEY, or name with --data the folder where the daemon on this machine keeps operator.key
+                exit 4
+            "#]],
+        );
+        assert_eq!(answered(403, "wrong", true).report().unwrap().next.unwrap(), "do something");
+    }
+
+    #[test]
+    fn a_dead_letter_says_why_and_what_can_be_done() {
+        let message = serde_json::from_value(json!({
+            "message_id": "msg_00000000000000000000000000000001", "session": "python/main",
+            "state": "dead", "attempts": 3, "accepted_at_ms": 1, "cause": "agent_out_of_memory",
+            "cause_text": "the agent needed more memory than it may use", "detail": "limit 512 MiB",
+        }));
+        check(
+            CommandError::NotAnswered(message.unwrap()),
+            expect![[r#"
+                error: the message msg_00000000000000000000000000000001 was given up after 3 attempts
+                  why:  the agent needed more memory than it may use: limit 512 MiB [agent_out_of_memory]
+                  next: dormouse why msg_00000000000000000000000000000001; try it again: dormouse queue redrive msg_00000000000000000000000000000001
+                exit 1
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_lost_contact_says_whether_the_message_is_safe() {
+        let away = |message_id| CommandError::Follow {
+            message_id,
+            session: "python/main".parse().unwrap(),
+            idempotency_key: "k1".to_owned(),
+            source: FollowError::StayedAway {
+                source: ClientError::Silent {
+                    url: "http://x".to_owned(),
+                    span: std::time::Duration::from_secs(5),
+                },
+            },
+        };
+        check(
+            away(Some(MessageId(1))),
+            expect![[r#"
+                error: the daemon went away and did not come back
+                  why:  http://x was silent for 5 s
+                  next: the message is safe; see it with dormouse why msg_00000000000000000000000000000001
+                exit 3
+            "#]],
+        );
+        check(
+            away(None),
+            expect![[r#"
+                error: the daemon went away and did not come back
+                  why:  http://x was silent for 5 s
+                  next: it is not known whether the message was accepted; to send it without running it twice: dormouse send --idempotency-key k1 python/main …
+                exit 3
+            "#]],
+        );
+    }
+
+    #[test]
+    fn for_programs_it_is_one_line_of_json() {
+        let screen = Screen::default();
+        answered(404, "no_session", true).report().unwrap().print(&mut screen.pipe(), true);
+        let value: serde_json::Value = serde_json::from_str(&screen.err.text()).unwrap();
+        assert_eq!(value["error"]["code"], "no_session");
+        assert_eq!(value["exit_code"], 5);
+        assert_eq!(screen.err.text().lines().count(), 1);
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_no_failure() {
+        let error = CommandError::from(OutputError::ReaderGone);
+        assert_eq!(error.report(), None);
+        assert_eq!(error.exit(), Exit::Done);
+    }
+}
