@@ -24,6 +24,7 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -97,6 +98,18 @@ struct Entry {
     wishes: watch::Sender<Wishes>,
     state: watch::Receiver<State>,
     task: AbortHandle,
+}
+
+/// What this driver could enforce if it were opened by this process, found out by trying: for
+/// `doctor`.
+pub fn facts_here() -> DriverFacts {
+    // Two who ask at one time must not meet in one group.
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    let asked = ASKED.fetch_add(1, Ordering::Relaxed);
+    let cgroups = Cgroups::detect(&format!("doctor-{}-{asked}", std::process::id()));
+    cgroups.remove_deployment_folders();
+    let Cgroups { memory, pids, .. } = cgroups;
+    DriverFacts { driver: "process", memory, pids }
 }
 
 impl ProcessDriver {
@@ -215,8 +228,12 @@ impl Shared {
         }
         // It was there before. One that has ended may have done so unheard.
         let settled = state.wait_for(|state| !matches!(state, State::Starting)).await;
-        let ended = settled.ok().and_then(|state| leftovers_in(&state));
-        if let Some(leftovers) = ended {
+        let settled = settled.map_or(State::Gone, |state| state.clone());
+        if let State::Gone = settled {
+            let what = "another start of it at the same time failed".to_owned();
+            return Err(StartError::Refused(what));
+        }
+        if let Some(leftovers) = leftovers_in(&settled) {
             self.report(leftovers.into_events(&instance)).await;
         }
         Ok(())

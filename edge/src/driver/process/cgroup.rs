@@ -107,11 +107,18 @@ impl Cgroups {
         name: &str,
         limits: Limits,
     ) -> Result<Option<CgroupSpec>, CgroupError> {
-        match &self.groups {
+        let made = match &self.groups {
             Groups::None => Ok(None),
             Groups::V1(bases) => bases.make(&self.folder_name, name, limits),
             Groups::V2(base) => base.make(&self.folder_name, name, limits).map(Some),
-        }
+        };
+        made.inspect_err(|_| {
+            for half_made in self.deployment_folders().iter().map(|folder| folder.join(name)) {
+                if let Err(error) = remove_tree(&half_made, NESTING_MAX) {
+                    tracing::warn!(group = %half_made.display(), %error, "a control group stays");
+                }
+            }
+        })
     }
 
     /// Whether `spec` is what this deployment made for the instance of that name, perhaps from
@@ -145,6 +152,15 @@ impl Cgroups {
                     let group = entry.path();
                     tracing::warn!(group = %group.display(), %error, "a control group stays");
                 }
+            }
+        }
+    }
+
+    /// For a deployment that starts nothing. A folder with something in it stays.
+    pub(super) fn remove_deployment_folders(&self) {
+        for folder in self.deployment_folders() {
+            if let Err(error) = fs::remove_dir(&folder) {
+                tracing::debug!(group = %folder.display(), %error, "a control group stays");
             }
         }
     }

@@ -72,6 +72,16 @@ async fn two_starts_at_once_execute_one_bridge() {
 }
 
 #[tokio::test]
+async fn of_two_starts_at_once_that_fail_neither_is_called_a_success() {
+    let mut rig = rig();
+    rig.config.bridge_command = vec!["/nowhere/bridge".into()];
+    rig.reopen_driver();
+    let (first, second) = tokio::join!(rig.driver().start(order()), rig.driver().start(order()));
+    assert!(first.is_err() && second.is_err(), "{first:?} {second:?}");
+    rig.finish().await;
+}
+
+#[tokio::test]
 async fn a_start_that_fails_leaves_nothing() {
     let mut rig = rig();
     rig.config.bridge_command = vec!["/nowhere/bridge".into()];

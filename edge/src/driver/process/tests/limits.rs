@@ -79,6 +79,25 @@ async fn a_limit_that_cannot_hold_is_refused_or_left_out_as_ordered() {
 }
 
 #[tokio::test]
+async fn a_limit_that_the_kernel_does_not_take_is_refused_and_leaves_no_group() {
+    let rig = rig();
+    if !is_enforced(&rig.driver().facts().pids) {
+        return rig.finish().await;
+    }
+    // More than there are numbers for processes.
+    let order = StartOrder {
+        pids_limit: Some(u64::MAX),
+        when_not_enforceable: WhenNotEnforceable::Refuse,
+        ..order()
+    };
+    let error = rig.driver().start(order).await.unwrap_err();
+    assert!(matches!(error, StartError::NotEnforceable { .. }), "{error:?}");
+    assert!(rig.cgroup_folders().iter().all(|group| !group.exists()));
+    assert_eq!(fs::read_dir(rig.config.data.run()).unwrap().count(), 0);
+    rig.finish().await;
+}
+
+#[tokio::test]
 async fn facts_say_where_limits_are_enforced() {
     let rig = rig();
     let facts = rig.driver().facts();
