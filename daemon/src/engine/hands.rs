@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dormouse_bridge::frames::{Launch, ToBridge};
+use dormouse_bridge::frames::{Launch, Secret, ToBridge};
 use dormouse_core::command::Command;
 use dormouse_core::event::Event;
 use dormouse_core::evidence::{End, Evidence};
@@ -115,8 +115,14 @@ impl Hands {
     }
 
     fn launch(&self, instance: &InstanceId) -> Result<Launch, String> {
-        let workspace = self.drivers.of(&instance.session).workspace_of(&instance.session);
-        self.drivers.agents.launch(instance, workspace).map_err(|error| report::chain(&error))
+        let driver = self.drivers.of(&instance.session);
+        let workspace = driver.workspace_of(&instance.session);
+        let launch = self.drivers.agents.launch(instance, workspace);
+        let mut launch = launch.map_err(|error| report::chain(&error))?;
+        // Last, so that no config takes an agent's processes out of the driver's sight.
+        let marks = driver.environment_of(instance).into_iter();
+        launch.env.extend(marks.map(|(name, value)| (name, Secret(value))));
+        Ok(launch)
     }
 
     fn start(&self, instance: InstanceId) {
