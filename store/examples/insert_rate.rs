@@ -1,7 +1,7 @@
 //! Figures: how fast the store takes messages, turns and recoveries on this machine.
 //!
-//! `cargo run --release -p dormouse-store --example insert_rate [FOLDER] [MESSAGES]`. Put FOLDER
-//! on a tmpfs to see the cost without the disk. Prints one line per measurement. Absent: targets;
+//! `cargo run --release -p dormouse-store --example insert_rate [FOLDER] [MESSAGES]
+//! [BATCH]`. Put FOLDER on a tmpfs to see the cost without the disk. Prints one line per measurement. Absent: targets;
 //! whoever runs it compares with the machine's own raw figures.
 
 use std::error::Error;
@@ -17,7 +17,6 @@ use dormouse_core::time::Wall;
 use dormouse_store::Store;
 
 const SESSIONS: u64 = 10_000;
-const BATCH: usize = 64;
 const TEXT_BYTES: usize = 1 << 10;
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -26,23 +25,24 @@ fn main() -> Outcome {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().map_or_else(std::env::temp_dir, PathBuf::from);
     let messages: usize = arguments.next().map_or(Ok(100_000), |text| text.parse())?;
+    let batch: usize = arguments.next().map_or(Ok(64), |text| text.parse())?;
     for with_keys in [false, true] {
         let scratch = folder.join(format!("insert-rate-{}-{with_keys}", std::process::id()));
-        let measured = measure(&scratch, messages, with_keys);
+        let measured = measure(&scratch, messages, batch, with_keys);
         std::fs::remove_dir_all(&scratch)?;
         measured?;
     }
     Ok(())
 }
 
-fn measure(folder: &Path, messages: usize, with_keys: bool) -> Outcome {
+fn measure(folder: &Path, messages: usize, batch_size: usize, with_keys: bool) -> Outcome {
     let mut store = Store::open(folder)?;
     put_sessions(&mut store)?;
     let writes: Vec<Write> = (0..messages).map(|n| message(n as u64, with_keys)).collect();
     let mut commits = Vec::new();
     let mut checkpoints = Vec::new();
     let mut applying = Duration::ZERO;
-    for chunk in writes.chunks(BATCH) {
+    for chunk in writes.chunks(batch_size) {
         let begun = Instant::now();
         let mut batch = store.batch();
         for write in chunk {
@@ -71,7 +71,7 @@ fn measure(folder: &Path, messages: usize, with_keys: bool) -> Outcome {
     spread("  one commit", &mut commits)?;
     spread("  one checkpoint call", &mut checkpoints)?;
     recover(store, folder, messages)?;
-    answer_all(folder, messages)
+    answer_all(folder, messages, batch_size)
 }
 
 fn recover(store: Store, folder: &Path, messages: usize) -> Outcome {
@@ -88,11 +88,11 @@ fn recover(store: Store, folder: &Path, messages: usize) -> Outcome {
 }
 
 /// Lease and answer each, one commit per lease and per answer of a batch.
-fn answer_all(folder: &Path, messages: usize) -> Outcome {
+fn answer_all(folder: &Path, messages: usize, batch_size: usize) -> Outcome {
     let mut store = Store::open(folder)?;
     let ids: Vec<u64> = (0..messages as u64).collect();
     let begun = Instant::now();
-    for chunk in ids.chunks(BATCH) {
+    for chunk in ids.chunks(batch_size) {
         let turn = |n: &u64| TurnId { message: id_of(*n), attempt: 1 };
         let mut batch = store.batch();
         for n in chunk {

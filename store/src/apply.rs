@@ -24,6 +24,14 @@ pub const EXITS_PER_SESSION: u64 = 100;
 /// Journal rows that a session may have beyond its bound before they are removed together.
 const JOURNAL_ROWS_SLACK: u64 = 100;
 
+/// What is needed of a message that ends.
+#[derive(Debug)]
+struct Unended {
+    seq: i64,
+    session: Box<str>,
+    state: MessageState,
+}
+
 impl Batch<'_> {
     /// Makes one change of the core part of this batch.
     ///
@@ -108,7 +116,8 @@ impl Batch<'_> {
         let seq = self.last_insert_rowid();
         self.change_one("InsertMessage", &id, SQL_TEXT, params![seq, record.text])?;
         self.newest_message = Some(record.id);
-        self.count(None, MessageState::Pending);
+        self.new_keys.note(record, seq);
+        self.count_new(record.session.as_str());
         Ok(())
     }
 
@@ -125,7 +134,7 @@ impl Batch<'_> {
         let id = turn.message.to_string();
         let row = params![id, turn.attempt, integer(generation.0), at(when)];
         self.change_one("LeaseDelivery", &id, SQL, row)?;
-        self.count(Some(MessageState::Pending), MessageState::Leased);
+        self.count(MessageState::Pending, MessageState::Leased);
         Ok(())
     }
 
@@ -141,7 +150,7 @@ impl Batch<'_> {
             WHERE id = ?1 AND state = 'leased' AND ?2 BETWEEN excused AND attempts";
         let id = message.to_string();
         self.change_one("ReturnDelivery", &id, SQL, params![id, excused, not_before.map(at)])?;
-        self.count(Some(MessageState::Leased), MessageState::Pending);
+        self.count(MessageState::Leased, MessageState::Pending);
         Ok(())
     }
 
@@ -156,14 +165,16 @@ impl Batch<'_> {
         const SQL: &str = "\
             UPDATE message SET state = 'answered', ended_at_ms = ?4, exit_code = ?5, \
               leased_generation = NULL \
-            WHERE id = ?1 AND state = 'leased' AND attempts = ?2 AND leased_generation = ?3";
-        const SQL_REPLY: &str = "\
-            INSERT INTO message_reply (seq, text) SELECT seq, ?2 FROM message WHERE id = ?1";
+            WHERE seq = ?1 AND state = 'leased' AND attempts = ?2 AND leased_generation = ?3";
+        const SQL_REPLY: &str = "INSERT INTO message_reply (seq, text) VALUES (?1, ?2)";
+        let write = "AnswerMessage";
         let id = turn.message.to_string();
-        let row = params![id, turn.attempt, integer(generation.0), at(when), exit_code];
-        self.change_one("AnswerMessage", &id, SQL, row)?;
-        self.change_one("AnswerMessage", &id, SQL_REPLY, params![id, text])?;
-        self.count(Some(MessageState::Leased), MessageState::Answered);
+        let message = self.unended(write, &id)?;
+        let seq = message.seq;
+        let row = params![seq, turn.attempt, integer(generation.0), at(when), exit_code];
+        self.change_one(write, &id, SQL, row)?;
+        self.change_one(write, &id, SQL_REPLY, params![seq, text])?;
+        self.count_end(&message.session, message.state, MessageState::Answered);
         Ok(())
     }
 
@@ -178,13 +189,12 @@ impl Batch<'_> {
         const SQL: &str = "\
             UPDATE message SET state = 'dead', ended_at_ms = ?2, cause = ?3, detail = ?4, \
               exit_code = ?5, leased_generation = NULL, not_before_ms = NULL \
-            WHERE id = ?1 AND state = ?6";
+            WHERE seq = ?1 AND ended_at_ms IS NULL";
         let id = message.to_string();
-        let from = self.state_before_end("BuryMessage", &id)?;
-        let from_word = crate::rows::state_word(from);
-        let row = params![id, at(when), cause.code(), detail, exit_code, from_word];
+        let message = self.unended("BuryMessage", &id)?;
+        let row = params![message.seq, at(when), cause.code(), detail, exit_code];
         self.change_one("BuryMessage", &id, SQL, row)?;
-        self.count(Some(from), MessageState::Dead);
+        self.count_end(&message.session, message.state, MessageState::Dead);
         Ok(())
     }
 
@@ -192,33 +202,32 @@ impl Batch<'_> {
         const SQL: &str = "\
             UPDATE message SET state = 'cancelled', ended_at_ms = ?2, ended_by = ?3, \
               leased_generation = NULL, not_before_ms = NULL \
-            WHERE id = ?1 AND state = ?4";
+            WHERE seq = ?1 AND ended_at_ms IS NULL";
         let id = message.to_string();
-        let from = self.state_before_end("CancelMessage", &id)?;
-        let row = params![id, at(when), by.as_str(), crate::rows::state_word(from)];
-        self.change_one("CancelMessage", &id, SQL, row)?;
-        self.count(Some(from), MessageState::Cancelled);
+        let message = self.unended("CancelMessage", &id)?;
+        self.change_one("CancelMessage", &id, SQL, params![message.seq, at(when), by.as_str()])?;
+        self.count_end(&message.session, message.state, MessageState::Cancelled);
         Ok(())
     }
 
-    /// Which of the two counted states a message leaves that ends now.
-    fn state_before_end(
-        &mut self,
-        write: &'static str,
-        id: &str,
-    ) -> Result<MessageState, ApplyError> {
-        const SQL: &str = "SELECT state = 'leased' FROM message WHERE id = ?1 AND ended_at_ms IS NULL";
-        let found = self
-            .statement(SQL)
-            .and_then(|mut statement| statement.query_row([id], |row| row.get(0)));
-        match found {
-            Ok(true) => Ok(MessageState::Leased),
-            Ok(false) => Ok(MessageState::Pending),
-            Err(rusqlite::Error::QueryReturnedNoRows) => {
-                Err(ApplyError::Invariant { write, what: id.to_owned() })
+    /// The message that a write is about to end. One that has ended already is a contradiction.
+    fn unended(&self, write: &'static str, id: &str) -> Result<Unended, ApplyError> {
+        const SQL: &str = "\
+            SELECT seq, session, state = 'leased' FROM message \
+            WHERE id = ?1 AND ended_at_ms IS NULL";
+        let found = self.statement(SQL).and_then(|mut statement| {
+            statement.query_row([id], |row| {
+                let is_leased: bool = row.get(2)?;
+                let state = if is_leased { MessageState::Leased } else { MessageState::Pending };
+                Ok(Unended { seq: row.get(0)?, session: row.get(1)?, state })
+            })
+        });
+        found.map_err(|source| match source {
+            rusqlite::Error::QueryReturnedNoRows => {
+                ApplyError::Invariant { write, what: id.to_owned() }
             }
-            Err(source) => Err(ApplyError::Failed { source }),
-        }
+            source => ApplyError::Failed { source },
+        })
     }
 
     fn mark_redriven(&mut self, message: MessageId, new_id: MessageId) -> Result<(), ApplyError> {

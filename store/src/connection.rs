@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::error::OpenError;
@@ -110,6 +111,11 @@ fn open(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
     let failed = |doing| move |source| OpenError::Database { path: path.to_owned(), doing, source };
     let connection = Connection::open_with_flags(path, flags).map_err(failed("open"))?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed("set up"))?;
+    // Plans that do not depend on bound values; without it statements that could use a partial
+    // index are compiled anew for each of them.
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
+        .map_err(failed("set up"))?;
     for (name, value) in [("mmap_size", "0"), ("temp_store", "MEMORY"), ("trusted_schema", "OFF")] {
         connection
             .pragma_update_and_check(None, name, value, |_row| Ok(()))

@@ -2,7 +2,7 @@
 //!
 //! Read in this order: `writer` (the one writer and its batches) → `apply` (what each write is in
 //! SQL) → `recover` (what the engine reads back) → `reader` (pages for people) → the migrations
-//! (the tables, each with its words) → `connection`, `lock`, `rows`, `error`, `prune`, `keys`.
+//! (the tables, each with its words) → `connection`, `lock`, `rows`, `error`, `idempotency`, `keys`.
 //!
 //! Owner: the engine's thread owns the one `Store`; anybody may open a `Reader`.
 //! Invariants: accepted is durable (FAULTS I1); terminal states absorb (I2); after an error that
@@ -11,10 +11,10 @@
 mod apply;
 mod connection;
 mod error;
+mod idempotency;
 mod keys;
 mod lock;
 mod migrations;
-mod prune;
 mod reader;
 mod recover;
 mod rows;
@@ -23,8 +23,8 @@ mod writer;
 
 pub use apply::EXITS_PER_SESSION;
 pub use error::{ApplyError, CommitError, OpenError, ReadError};
+pub use idempotency::{PruneError, Pruned};
 pub use keys::KeyRecord;
-pub use prune::{PruneError, Pruned};
 pub use reader::Reader;
 pub use views::{
     AgentSessions, Counts, LastExit, MessageFilter, MessageView, QueuedView, SessionFilter,

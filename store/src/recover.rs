@@ -1,13 +1,15 @@
 //! What the engine reads back: everything at its start, one session or message in a batch.
 //!
-//! Owner: the engine's thread. Invariants: recovery is two ordered scans over partial indexes, so
-//! its cost follows what is unended and not what was ever accepted; a batch sees its own writes.
+//! Owner: the engine's thread. Invariants: recovery scans partial indexes, so its cost follows what
+//! is unended and not what was ever accepted; a batch sees its own writes.
 //! Absent: pages for people (`reader`).
 
-use dormouse_core::event::{DeadLetter, PriorMessage};
-use dormouse_core::id::{MessageId, SessionId, Subject};
+use std::collections::HashMap;
+
+use dormouse_core::event::DeadLetter;
+use dormouse_core::id::{MessageId, SessionId};
 use dormouse_core::record::{Delivery, SessionRecord, StoredSession};
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 
 use crate::error::ReadError;
 use crate::rows::{Columns, SESSION_COLUMNS, session_record};
@@ -22,83 +24,33 @@ impl Store {
     /// wanted awake. In the order of their ids; deliveries in the order of acceptance.
     pub fn live_sessions(&mut self) -> Result<Vec<StoredSession>, ReadError> {
         self.read(|connection| {
-            let mut waiting = unended_by_session(connection)?.into_iter().peekable();
-            let mut live = Vec::new();
-            let take_until = |live: &mut Vec<StoredSession>,
-                              waiting: &mut std::iter::Peekable<_>,
-                              id: Option<&SessionId>|
-             -> Result<(), ReadError> {
-                let is_before = |entry: &(SessionId, Vec<Delivery>)| id.is_none_or(|id| entry.0 < *id);
-                while let Some((id, deliveries)) = waiting.next_if(is_before) {
-                    let record = required_record(connection, &id)?;
-                    live.push(StoredSession { record, deliveries });
-                }
-                Ok(())
-            };
+            let mut sessions = unended_by_session(connection)?;
+            let mut live = Vec::with_capacity(sessions.len());
             for record in active_records(connection)? {
-                take_until(&mut live, &mut waiting, Some(&record.id))?;
-                let is_same = |entry: &(SessionId, Vec<Delivery>)| entry.0 == record.id;
-                let deliveries = waiting.next_if(is_same).map(|entry| entry.1).unwrap_or_default();
+                let deliveries = sessions.remove(record.id.as_str()).unwrap_or_default();
                 live.push(StoredSession { record, deliveries });
             }
-            take_until(&mut live, &mut waiting, None)?;
+            for (id, deliveries) in sessions {
+                live.push(StoredSession { record: required_record(connection, &id)?, deliveries });
+            }
+            live.sort_unstable_by(|one, other| one.record.id.cmp(&other.record.id));
             Ok(live)
         })
-    }
-
-    /// Where the last run stopped.
-    pub(crate) fn load_positions(&mut self) -> Result<(), ReadError> {
-        let (newest, forgotten) = self.read(|connection| {
-            let mut newest =
-                connection.prepare("SELECT id FROM message ORDER BY seq DESC LIMIT 1")?;
-            let mut newest = newest.query([])?;
-            let newest = match newest.next()? {
-                Some(row) => Some(Columns::new("message", row).message_id(0)?),
-                None => None,
-            };
-            let mut forgotten = connection
-                .prepare("SELECT value FROM meta WHERE key = 'idempotency_keys_forgotten_to_seq'")?;
-            let mut forgotten = forgotten.query([])?;
-            let forgotten = match forgotten.next()? {
-                Some(row) => Columns::new("meta", row).parsed(0, |text| text.parse().ok())?,
-                None => 0,
-            };
-            Ok((newest, forgotten))
-        })?;
-        self.newest_message = newest;
-        self.forgotten_to_seq = forgotten;
-        Ok(())
     }
 }
 
 impl Batch<'_> {
-    /// The message that `subject` sent under this key before, as long as the key is remembered:
-    /// at least `limits::IDEMPOTENCY_WINDOW`.
-    pub fn find_prior(
-        &mut self,
-        subject: &Subject,
-        idempotency_key: &str,
-    ) -> Result<Option<PriorMessage>, ReadError> {
-        const SQL: &str = "\
-            SELECT id, idempotency_digest FROM message \
-            WHERE subject = ?1 AND idempotency_key = ?2 AND idempotency_key IS NOT NULL";
-        self.read(|connection| {
-            let mut statement = connection.prepare_cached(SQL)?;
-            let mut rows = statement.query(params![subject.as_str(), idempotency_key])?;
-            let Some(row) = rows.next()? else { return Ok(None) };
-            let columns = Columns::new("message", row);
-            let prior = PriorMessage { id: columns.message_id(0)?, digest: columns.string(1)? };
-            Ok(Some(prior))
-        })
-    }
-
     /// One session with its unended messages.
     pub fn session(&mut self, id: &SessionId) -> Result<Option<StoredSession>, ReadError> {
+        let may_have_unended = self.may_have_unended(id.as_str());
         self.read(|connection| {
-            let Some(record) = find_record(connection, id)? else { return Ok(None) };
+            let Some(record) = find_record(connection, id.as_str())? else { return Ok(None) };
+            if !may_have_unended {
+                return Ok(Some(StoredSession { record, deliveries: Vec::new() }));
+            }
             let sql = format!(
                 "SELECT {DELIVERY_COLUMNS} FROM message \
-                 WHERE session = ?1 AND ended_at_ms IS NULL ORDER BY id"
+                 WHERE ended_at_ms IS NULL AND session = ?1 ORDER BY seq"
             );
             let mut statement = connection.prepare_cached(&sql)?;
             let mut rows = statement.query([id.as_str()])?;
@@ -145,19 +97,16 @@ impl Batch<'_> {
     }
 }
 
-fn find_record(
-    connection: &Connection,
-    id: &SessionId,
-) -> Result<Option<SessionRecord>, ReadError> {
+fn find_record(connection: &Connection, id: &str) -> Result<Option<SessionRecord>, ReadError> {
     let sql = format!("SELECT {SESSION_COLUMNS} FROM session WHERE id = ?1");
     let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query([id.as_str()])?;
+    let mut rows = statement.query([id])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     session_record(&Columns::new("session", row), 0).map(Some)
 }
 
 /// The row of a session that has messages. Without it they would never be answered.
-fn required_record(connection: &Connection, id: &SessionId) -> Result<SessionRecord, ReadError> {
+fn required_record(connection: &Connection, id: &str) -> Result<SessionRecord, ReadError> {
     find_record(connection, id)?.ok_or_else(|| ReadError::Malformed {
         table: "message",
         column: "session".to_owned(),
@@ -180,26 +129,51 @@ fn active_records(connection: &Connection) -> Result<Vec<SessionRecord>, ReadErr
     Ok(records)
 }
 
-/// All unended messages, grouped by session in the order of ids, oldest first.
+/// All unended messages by session, oldest first.
 fn unended_by_session(
     connection: &Connection,
-) -> Result<Vec<(SessionId, Vec<Delivery>)>, ReadError> {
-    let sql = format!(
-        "SELECT {DELIVERY_COLUMNS} FROM message WHERE ended_at_ms IS NULL ORDER BY session, id"
-    );
+) -> Result<HashMap<Box<str>, Vec<Delivery>>, ReadError> {
+    let sql =
+        format!("SELECT {DELIVERY_COLUMNS} FROM message WHERE ended_at_ms IS NULL ORDER BY seq");
     let mut statement = connection.prepare(&sql)?;
     let mut rows = statement.query([])?;
-    let mut sessions: Vec<(SessionId, Vec<Delivery>)> = Vec::new();
+    let mut sessions: HashMap<Box<str>, Vec<Delivery>> = HashMap::new();
     while let Some(row) = rows.next()? {
         let columns = Columns::new("message", row);
         let session = columns.text(0)?;
         let delivery = delivery(&columns)?;
-        match sessions.last_mut() {
-            Some((last, deliveries)) if last.as_str() == session => deliveries.push(delivery),
-            _other => sessions.push((columns.session_id(0)?, vec![delivery])),
+        match sessions.get_mut(session) {
+            Some(deliveries) => deliveries.push(delivery),
+            None => drop(sessions.insert(session.into(), vec![delivery])),
         }
     }
     Ok(sessions)
+}
+
+/// How many unended messages each session has that has any.
+pub(crate) fn unended_counts(
+    connection: &Connection,
+) -> Result<HashMap<Box<str>, i64>, ReadError> {
+    let mut statement = connection
+        .prepare("SELECT session FROM message WHERE ended_at_ms IS NULL ORDER BY seq")?;
+    let mut rows = statement.query([])?;
+    let mut counts: HashMap<Box<str>, i64> = HashMap::new();
+    while let Some(row) = rows.next()? {
+        let session = Columns::new("message", row).text(0)?;
+        match counts.get_mut(session) {
+            Some(count) => *count += 1,
+            None => drop(counts.insert(session.into(), 1)),
+        }
+    }
+    Ok(counts)
+}
+
+/// The id of the message that was accepted last.
+pub(crate) fn newest_message(connection: &Connection) -> Result<Option<MessageId>, ReadError> {
+    let mut statement = connection.prepare("SELECT id FROM message ORDER BY seq DESC LIMIT 1")?;
+    let mut rows = statement.query([])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Columns::new("message", row).message_id(0).map(Some)
 }
 
 fn delivery(columns: &Columns<'_>) -> Result<Delivery, ReadError> {

@@ -12,6 +12,7 @@
 //! fails (I21); a batch that wrote nothing costs no transaction and no sync.
 //! Absent: what a write means in SQL (`apply`), pages for people (`reader`).
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,10 @@ use rusqlite::{CachedStatement, Connection};
 
 use crate::connection::{self, DATABASE_FILE};
 use crate::error::{ApplyError, CommitError, OpenError, ReadError, Severity};
+use crate::idempotency::{KeyIndex, NewKeys};
 use crate::lock::FolderLock;
 use crate::migrations;
+use crate::recover;
 use crate::rows::{MESSAGE_STATES, state_word};
 
 /// Pages in the log after which it is time to copy them into the database. 4,000 pages are 16 MiB:
@@ -39,9 +42,11 @@ pub struct Store {
     // Order matters: the connection closes before the lock is given back.
     connection: Connection,
     folder: PathBuf,
-    pub(crate) newest_message: Option<MessageId>,
-    /// Messages up to this one have had their idempotency keys forgotten.
-    pub(crate) forgotten_to_seq: i64,
+    newest_message: Option<MessageId>,
+    /// Sessions with unended messages, and how many. It spares a waking session, which mostly has
+    /// none, a look at the index of all of them.
+    unended: HashMap<Box<str>, i64>,
+    pub(crate) keys: KeyIndex,
     is_halted: bool,
     _lock: FolderLock,
 }
@@ -72,16 +77,12 @@ impl Store {
         if is_new_file {
             connection::sync_folder(&folder)?;
         }
-        let mut store = Store {
-            connection,
-            folder,
-            newest_message: None,
-            forgotten_to_seq: 0,
-            is_halted: false,
-            _lock: lock,
-        };
-        store.load_positions().map_err(|source| OpenError::Contents { path, source })?;
-        Ok(store)
+        let unreadable = |source| OpenError::Contents { path: path.clone(), source };
+        let newest_message = recover::newest_message(&connection).map_err(unreadable)?;
+        let unended = recover::unended_counts(&connection).map_err(unreadable)?;
+        let keys = KeyIndex::load(&connection).map_err(unreadable)?;
+        let is_halted = false;
+        Ok(Store { connection, folder, newest_message, unended, keys, is_halted, _lock: lock })
     }
 
     /// The highest id of any message ever accepted; new ones must be greater.
@@ -110,7 +111,9 @@ impl Store {
         Batch {
             newest_message: self.newest_message,
             store: self,
+            new_keys: NewKeys::default(),
             tally_changes: [0; MESSAGE_STATES.len()],
+            unended_changes: HashMap::new(),
             is_begun: false,
             is_broken: false,
         }
@@ -184,6 +187,9 @@ pub struct Batch<'store> {
     pub(crate) newest_message: Option<MessageId>,
     /// By place in `MESSAGE_STATES`; one update per batch instead of one per message.
     tally_changes: [i64; MESSAGE_STATES.len()],
+    /// Messages that sessions got less those that ended.
+    unended_changes: HashMap<Box<str>, i64>,
+    pub(crate) new_keys: NewKeys,
     is_begun: bool,
     is_broken: bool,
 }
@@ -207,7 +213,10 @@ impl Batch<'_> {
         if !self.is_begun {
             return Ok(());
         }
-        let committed = self.store_tally().and_then(|()| self.execute("COMMIT"));
+        let committed = self
+            .write_keys()
+            .and_then(|()| self.store_tally())
+            .and_then(|()| self.execute("COMMIT"));
         if let Err(source) = committed {
             // Dropping rolls back what SQLite has not already undone.
             if Severity::of(&source) == Severity::Full {
@@ -218,7 +227,24 @@ impl Batch<'_> {
         }
         self.is_begun = false;
         self.store.newest_message = self.newest_message;
+        self.store.keys.commit(std::mem::take(&mut self.new_keys));
+        for (session, change) in self.unended_changes.drain() {
+            let before = self.store.unended.get(&session).copied().unwrap_or(0);
+            match before + change {
+                0 => drop(self.store.unended.remove(&session)),
+                count => drop(self.store.unended.insert(session, count)),
+            }
+        }
         self.store.checkpoint_above(LOG_PAGES_MAX)
+    }
+
+    pub(crate) fn keys(&self) -> &KeyIndex {
+        &self.store.keys
+    }
+
+    /// Whether the session may have unended messages; `false` is certain.
+    pub(crate) fn may_have_unended(&self, session: &str) -> bool {
+        self.store.unended.contains_key(session) || self.unended_changes.contains_key(session)
     }
 
     /// A change, inside the transaction, which this begins where it is the first. On an error the
@@ -257,11 +283,26 @@ impl Batch<'_> {
     }
 
     /// Counts a message out of one state and into another.
-    pub(crate) fn count(&mut self, from: Option<MessageState>, to: MessageState) {
-        if let Some(from) = from {
-            self.tally_changes[from as usize] -= 1;
-        }
+    pub(crate) fn count(&mut self, from: MessageState, to: MessageState) {
+        self.tally_changes[from as usize] -= 1;
         self.tally_changes[to as usize] += 1;
+    }
+
+    pub(crate) fn count_new(&mut self, session: &str) {
+        self.tally_changes[MessageState::Pending as usize] += 1;
+        self.change_unended(session, 1);
+    }
+
+    pub(crate) fn count_end(&mut self, session: &str, from: MessageState, to: MessageState) {
+        self.count(from, to);
+        self.change_unended(session, -1);
+    }
+
+    fn change_unended(&mut self, session: &str, change: i64) {
+        match self.unended_changes.get_mut(session) {
+            Some(count) => *count += change,
+            None => drop(self.unended_changes.insert(session.into(), change)),
+        }
     }
 
     fn begin(&mut self) -> Result<(), ApplyError> {

@@ -52,15 +52,13 @@ CREATE TABLE message (
   dropped_at_ms      INTEGER, -- dead: since when it is off the list of dead letters
   redriven_as        TEXT, -- dead: the message that tried it anew
   redrive_of         TEXT, -- the dead letter that this one tries anew
-  idempotency_key    TEXT, -- of the sender; forgotten after a day and an hour
+  idempotency_key    TEXT, -- the sender's, by which a repeat is known for a day
   idempotency_digest TEXT -- SHA-256 of what came with the key
 ) STRICT;
 -- In the order of acceptance and not of sessions, so that accepting appends to it: an index by session would dirty one
 -- page per message. Finding one session's messages reads the entries of all unended ones, which the index covers.
 CREATE INDEX message_unended ON message (seq, session) WHERE ended_at_ms IS NULL;
 CREATE INDEX message_dead ON message (seq) WHERE state = 'dead';
-CREATE UNIQUE INDEX message_by_idempotency_key ON message (subject, idempotency_key)
-  WHERE idempotency_key IS NOT NULL;
 
 CREATE TABLE message_text (
   -- What the sender wrote. seq is that of message.
@@ -73,6 +71,23 @@ CREATE TABLE message_reply (
   seq  INTEGER PRIMARY KEY,
   text TEXT NOT NULL
 ) STRICT;
+
+CREATE TABLE idempotency (
+  -- Where keys were used: the first eight bytes of SHA-256(subject, 0, key), and the message. One
+  -- run per some ten thousand messages, each written once and in order; an index over all keys
+  -- would dirty one page per message. The newest messages have no run yet: their keys are read
+  -- from message at the start.
+  run  INTEGER NOT NULL, -- the seq of its last message
+  hash INTEGER NOT NULL,
+  seq  INTEGER NOT NULL,
+  PRIMARY KEY (run, hash, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE idempotency_run (
+  -- The runs that are complete and not yet forgotten.
+  run          INTEGER PRIMARY KEY,
+  newest_at_ms INTEGER NOT NULL -- the youngest of its messages
+) STRICT;
+INSERT INTO meta VALUES ('idempotency_indexed_to_seq', '0');
 
 CREATE TABLE tally (
   -- Messages by state, kept by the same transactions that change them.
