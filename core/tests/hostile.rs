@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dormouse_core::cause::Cause;
-use dormouse_core::command::Effects;
+use dormouse_core::command::{Command, Effects};
 use dormouse_core::event::{AgentState, Event, SessionRequest, Submission, TurnOutcome};
 use dormouse_core::evidence::{AskedBy, End, Evidence};
 use dormouse_core::id::{
@@ -169,6 +169,8 @@ struct World {
     monotonic: Monotonic,
     wall: Wall,
     next_id: u64,
+    /// The bridges that were admitted and are still connected.
+    links: BTreeMap<InstanceId, BootId>,
 }
 
 impl World {
@@ -193,6 +195,7 @@ impl World {
             monotonic: Monotonic(1_000_000),
             wall: Wall(1_500_000_000_000),
             next_id: 0,
+            links: BTreeMap::new(),
         }
     }
 
@@ -207,19 +210,56 @@ impl World {
 
     fn handle(&mut self, event: &Event) -> Effects {
         let now = self.now();
+        if let Event::BridgeDetached { instance, boot } = event
+            && self.links.get(instance) == Some(boot)
+        {
+            self.links.remove(instance);
+        }
         if let Some(id) = event.session()
             && !self.supervisor.is_loaded(id)
             && let Some(stored) = self.store.stored(id)
         {
             self.supervisor.load(now, stored);
         }
+        let is_of_another_life = event.instance().is_some_and(|instance| {
+            let newest = self.store.sessions.get(&instance.session);
+            newest.is_none_or(|record| record.generation != instance.generation)
+        });
         let mut effects = Effects::default();
         self.supervisor.handle(now, event.clone(), &mut effects);
         self.store.commit(event, &effects);
         self.store.check_rebuilt(&self.supervisor, now, &self.agents);
+        if is_of_another_life {
+            assert_eq!(
+                (&effects.writes[..], &effects.notices[..]),
+                (&[][..], &[][..]),
+                "{event:?}"
+            );
+        }
+        self.check_links(&effects);
         let starting = self.supervisor.sessions().filter(|one| one.phase() == Phase::Starting);
         assert!(starting.count() <= self.node.starts_at_once, "the cap of starts holds");
         effects
+    }
+
+    /// Turns are handed to connected bridges only.
+    fn check_links(&mut self, effects: &Effects) {
+        for command in &effects.commands {
+            match command {
+                Command::AdmitBridge { instance, boot, .. } => {
+                    self.links.insert(instance.clone(), *boot);
+                }
+                Command::DeliverTurn { instance, turn } => {
+                    assert!(self.links.contains_key(instance), "{turn} to nobody at {instance}");
+                }
+                Command::StartInstance { .. }
+                | Command::RefuseBridge { .. }
+                | Command::AcknowledgeTurn { .. }
+                | Command::StopInstance { .. }
+                | Command::KillInstance { .. }
+                | Command::ReleaseInstance { .. } => {}
+            }
+        }
     }
 
     fn handle_due(&mut self) {
@@ -248,6 +288,7 @@ impl World {
 
     fn restart(&mut self) {
         self.monotonic = Monotonic(self.monotonic.0 % 977);
+        self.links.clear();
         let (node, agents) = (self.node.clone(), self.agents.clone());
         let mut effects = Effects::default();
         self.supervisor = self.store.recover(self.now(), node, agents, &mut effects);

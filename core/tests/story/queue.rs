@@ -163,6 +163,29 @@ fn another_subject_is_refused_and_learns_nothing() {
 }
 
 #[test]
+fn a_session_belongs_to_whoever_caused_it_even_by_a_wake() {
+    check(
+        r#"wake a/k
+           send m1 to a/k by tom
+           send m2 to a/k by ops"#,
+        expect![[r#"
+            0s          wake a/k
+                journal: asleep: ops asked to wake it
+                journal: asleep → starting: it was asked for
+                answer: accepted, 0 waiting
+                command: start a/k#1
+            0s          send m1 to a/k by tom
+                answer: refused, not your session
+            0s          send m2 to a/k by ops
+                answer: accepted m2, next
+                m2 hears: waking
+            a/k starting, generation 1
+              m2 pending
+        "#]],
+    );
+}
+
+#[test]
 fn an_agent_that_is_not_configured_is_refused() {
     check(
         r#"send m1 to b/k
