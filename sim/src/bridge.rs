@@ -57,6 +57,11 @@ impl Bridge {
         self.was_launched && !self.is_gone
     }
 
+    /// Some process of it runs. Where neither does, a folder may be left for the next list to find.
+    pub(crate) fn lives(&self) -> bool {
+        !self.is_dead || self.agent_lives()
+    }
+
     pub(crate) fn takes_work(&self) -> bool {
         self.was_ready && self.agent_lives()
     }
@@ -171,7 +176,8 @@ impl World {
         if was_welcomed {
             self.await_daemon(id);
         }
-        self.plan_soon(500, Action::BridgeConnects { bridge: id });
+        let pause_ms = self.rng.spread(1, 1_000);
+        self.plan_soon(pause_ms, Action::BridgeConnects { bridge: id });
     }
 
     pub(crate) fn bridge_hears(&mut self, id: BridgeId, frame: Down) -> Checked {
@@ -188,6 +194,7 @@ impl World {
                 }
                 if is_first {
                     self.say_again(id);
+                    self.repeat_work(id)?;
                 }
             }
             Down::Turn { turn, text } => self.take_turn(id, turn, &text)?,
@@ -237,6 +244,17 @@ impl World {
         frames.into_iter().for_each(|frame| self.say(id, frame));
     }
 
+    /// Only if sabotaged: what is finished is done again.
+    fn repeat_work(&mut self, id: BridgeId) -> Checked {
+        if !self.is_sabotaged(Sabotage::BridgeRepeats) {
+            return Ok(());
+        }
+        let bridge = self.bridges.get_mut(&id).expect("the bridge was just seen");
+        let Some(turn) = bridge.results.keys().next().copied() else { return Ok(()) };
+        bridge.executed.remove(&turn);
+        self.take_turn(id, turn, "once more")
+    }
+
     fn take_turn(&mut self, id: BridgeId, turn: TurnId, text: &str) -> Checked {
         let bridge = self.bridges.get_mut(&id).expect("the bridge was just seen");
         if bridge.exit.is_some() || bridge.is_stopping {
@@ -251,9 +269,7 @@ impl World {
             if let Some(outcome) = kept {
                 self.say(id, Up::Ended { turn, outcome });
             }
-            if !self.is_sabotaged(Sabotage::BridgeRepeats) {
-                return Ok(());
-            }
+            return Ok(());
         }
         let bridge = self.bridges.get(&id).expect("the bridge was just seen");
         let running = bridge.run.as_ref().map(|run| run.turn);

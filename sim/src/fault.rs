@@ -47,14 +47,14 @@ faults! {
     /// The commit fails and the process goes on.
     StoreFull = 4,
     /// The process does not run for a while.
-    ProcessPaused = 2,
+    ProcessPaused = 6,
     /// After a restart the config lacks an agent.
     AgentUnconfigured = 60,
     WallClockForward = 20,
     WallClockBack = 20,
 
     // Between the daemon and its bridges.
-    LinkCut = 6,
+    LinkCut = 12,
     /// The daemon notices a cut later than the bridge.
     LinkHalfOpen = 300,
     /// The bridge cannot reconnect for a while.

@@ -99,6 +99,10 @@ impl World {
 
     fn send_down(&mut self, id: LinkId, frame: Down) {
         self.maybe_cut(id);
+        if matches!(frame, Down::Turn { .. }) {
+            // Where a loss has the most to break.
+            self.maybe_cut(id);
+        }
         let after = self.rng.between(1, self.config.latency_ms_max);
         let now = self.now;
         let Some(link) = self.links.get_mut(&id).filter(|link| link.is_open_at_daemon) else {
@@ -117,7 +121,8 @@ impl World {
         let Some(link) = self.links.get_mut(&id) else { return };
         link.is_cut = true;
         let daemon_ms = if is_slow { 60_000 } else { 500 };
-        self.plan_soon(500, Action::LinkLostAtBridge { link: id });
+        let bridge_ms = self.rng.spread(1, 1_000);
+        self.plan_soon(bridge_ms, Action::LinkLostAtBridge { link: id });
         self.plan_soon(daemon_ms, Action::LinkLostAtDaemon { link: id });
     }
 

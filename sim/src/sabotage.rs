@@ -44,7 +44,7 @@ pub(crate) enum Sabotage {
     DriverHidesExits,
     /// The text of two tries is sent as one.
     BridgeSplices,
-    /// A repeated turn is executed again.
+    /// A turn that is done is executed again after a reconnect.
     BridgeRepeats,
     /// The bridge changes what the agent said.
     BridgeMisquotes,
@@ -57,7 +57,7 @@ impl Sabotage {
         (Sabotage::StoreLosesAnswer, &[Invariant::Conservation]),
         (Sabotage::StoreLosesDecision, &[Invariant::Cause]),
         (Sabotage::StoreLosesExit, &[Invariant::Cause]),
-        (Sabotage::StoreReversesQueue, &[Invariant::SessionOrder]),
+        (Sabotage::StoreReversesQueue, &[Invariant::Recovery]),
         (Sabotage::StoreForgetsKeys, &[Invariant::IdempotentAccept]),
         (Sabotage::StoreForgetsPause, &[Invariant::BoundedRestarts]),
         (Sabotage::EngineAnswersFirst, &[Invariant::DurableAccept]),

@@ -45,6 +45,8 @@ pub(crate) struct Tables {
     queues: BTreeMap<SessionId, BTreeSet<MessageId>>,
     keys: BTreeMap<(Subject, String), MessageId>,
     pub(crate) exits: BTreeSet<InstanceId>,
+    /// Rows of the journal per session.
+    pub(crate) decisions: BTreeMap<SessionId, u64>,
     /// Since the last pass through the codec.
     fresh_exits: Vec<ExitRecord>,
     fresh_decisions: Vec<Decision>,
@@ -104,6 +106,7 @@ impl Tables {
                 Invariant::Cause.check(from == to || from.may_become(to), || {
                     format!("{}: decided to go from {from} to {to}", decision.session)
                 })?;
+                *self.decisions.entry(decision.session.clone()).or_default() += 1;
                 self.fresh_decisions.push(decision.clone());
                 Ok(())
             }

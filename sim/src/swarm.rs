@@ -57,7 +57,7 @@ impl Config {
             rough_ms: rng.spread(20_000, 1_800_000),
             weather_ms: rng.spread(500, 20_000),
             batch_max: usize::try_from(rng.spread(1, 64)).expect("a small number"),
-            commit_ms_max: rng.spread(1, 40),
+            commit_ms_max: rng.spread(1, 2_000),
             latency_ms_max: rng.spread(1, 400),
             orphan_limit_ms: rng.spread(5_000, 600_000),
             keeps_inbox: rng.chance(500),

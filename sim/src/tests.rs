@@ -10,11 +10,13 @@ fn run(seed: u64, sabotage: Option<Sabotage>) -> Outcome {
 
 #[test]
 fn fixed_seeds_end_well() {
+    let mut answered = 0;
     for seed in 0..60 {
         let outcome = run(seed, None);
         assert_eq!(outcome.violation, None, "seed {seed}");
-        assert!(outcome.figures.events > 0, "seed {seed} did nothing");
+        answered += outcome.figures.answered;
     }
+    assert!(answered > 300, "only {answered} messages were answered");
 }
 
 #[test]
@@ -32,14 +34,14 @@ const SEEDS_PER_SABOTAGE: u64 = 150;
 
 #[test]
 fn every_sabotage_is_found() {
+    let mut unfound = Vec::new();
     for (sabotage, expected) in Sabotage::ALL {
         let broken: Vec<_> = (0..SEEDS_PER_SABOTAGE)
             .filter_map(|seed| run(seed, Some(*sabotage)).violation)
             .collect();
-        assert!(
-            broken.iter().any(|violation| expected.contains(&violation.invariant)),
-            "{sabotage:?} should break {expected:?}; found: {:?}",
-            broken.first()
-        );
+        if !broken.iter().any(|violation| expected.contains(&violation.invariant)) {
+            unfound.push((sabotage, expected, broken.into_iter().next()));
+        }
     }
+    assert!(unfound.is_empty(), "what should be broken, and what was found: {unfound:#?}");
 }

@@ -279,7 +279,7 @@ impl World {
     /// Healed, and nothing is left to do anywhere.
     fn is_settled(&self) -> bool {
         self.is_healed
-            && self.bridges.is_empty()
+            && !self.bridges.values().any(Bridge::lives)
             && self.engine.is_idle()
             && self.driver.is_idle()
             && self.clients.are_done()

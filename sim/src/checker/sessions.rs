@@ -37,9 +37,11 @@ pub(super) struct Watch {
     pause: Option<Pause>,
     /// Starts since something other than a failure happened.
     starts: Vec<u64>,
-    exits: BTreeSet<Generation>,
+    /// Starts that the driver said had failed: nothing was there, so there is no evidence.
+    never_started: BTreeSet<Generation>,
     /// Messages waited, or were with the agent, when its newest exit was written down.
     had_work: bool,
+    decisions: u64,
 }
 
 /// No start before this.
@@ -66,8 +68,9 @@ impl Watch {
             failures: 0,
             pause: None,
             starts: Vec::new(),
-            exits: BTreeSet::new(),
+            never_started: BTreeSet::new(),
             had_work: false,
+            decisions: 0,
         }
     }
 
@@ -193,7 +196,6 @@ impl Checker {
             Write::PutSession(record) => return self.check_record(record),
             Write::InsertExit(exit) => {
                 let watch = self.watch(&exit.session);
-                watch.exits.insert(exit.generation);
                 watch.had_work = !watch.queue.is_empty();
             }
             Write::MarkRedriven { .. } | Write::DropDeadLetter { .. } => {}
@@ -246,6 +248,7 @@ impl Checker {
         let id = &decision.session;
         let policy = agents.get(id.agent()).cloned().unwrap_or_default();
         let watch = self.watch(id);
+        watch.decisions += 1;
         let phase = watch.phase;
         Invariant::Cause.check(decision.from == phase, || {
             format!("{id}: decided from {}, it was {phase}", decision.from)
@@ -266,7 +269,7 @@ impl Checker {
                 check_failure(id, watch, step, failed, *failures, *restart_at)?;
             }
             Because::StartFailed { failures, restart_at, .. } => {
-                watch.exits.insert(decision.generation);
+                watch.never_started.insert(decision.generation);
                 check_failure(id, watch, step, true, *failures, *restart_at)?;
             }
             _other => {}
@@ -280,11 +283,9 @@ impl Checker {
 
     /// The exit's evidence is on disk before what was kept for it is thrown away.
     pub(crate) fn released(&mut self, instance: &InstanceId, durable: &Tables) -> Checked {
-        let is_known = self.watch(&instance.session).exits.contains(&instance.generation);
-        let start_failed = is_known && !durable.exits.contains(instance);
-        let never_existed = self.watch(&instance.session).generation < instance.generation;
-        let has_evidence = durable.exits.contains(instance) || start_failed;
-        Invariant::Cause.check(has_evidence && !never_existed, || {
+        let never_started =
+            self.watch(&instance.session).never_started.contains(&instance.generation);
+        Invariant::Cause.check(durable.exits.contains(instance) || never_started, || {
             format!("{instance} is released, and there is no evidence of its end")
         })
     }
@@ -308,12 +309,18 @@ impl Checker {
         self.wall_clock_moves += 1;
     }
 
-    /// The books and the disk agree on what waits.
+    /// The books and the disk agree on what waits and on what was decided.
     pub(super) fn check_books(&self, session: &SessionId, durable: &Tables) -> Checked {
         let on_disk: BTreeSet<MessageId> =
             durable.queue(session).map(|row| row.record.id).collect();
         let empty = BTreeSet::new();
-        let booked = self.watches.get(session).map_or(&empty, |watch| &watch.queue);
+        let watch = self.watches.get(session);
+        let booked = watch.map_or(&empty, |watch| &watch.queue);
+        let rows = durable.decisions.get(session).copied().unwrap_or_default();
+        let decided = watch.map_or(0, |watch| watch.decisions);
+        Invariant::Cause.check(rows == decided, || {
+            format!("{session}: {decided} decisions, {rows} of them on disk")
+        })?;
         Invariant::Conservation.check(on_disk == *booked, || {
             format!("{session}: on disk wait {on_disk:?}, by the books {booked:?}")
         })
