@@ -4,6 +4,7 @@
 //! Invariants: a chore that failed exits with 1 and says what to do, wrong usage exits with 2.
 //! Absent: anything that ships in a release.
 
+mod bench;
 mod ci;
 mod elf;
 mod fuzz;
@@ -59,6 +60,12 @@ const COMMANDS: &[Command] = &[
         usage: "bridge",
         summary: "build the static dormouse-bridge and prove that it is static",
         run: static_bridge::command,
+    },
+    Command {
+        name: "bench",
+        usage: "bench [--short] [--build] [--patience SECONDS] [NAME…]",
+        summary: "figures of the real program beside the machine's own (docs/bench.md)",
+        run: bench::command,
     },
 ];
 
