@@ -5,6 +5,7 @@
 //! Absent: anything that ships in a release.
 
 mod bench;
+mod chaos;
 mod ci;
 mod elf;
 mod fuzz;
@@ -60,6 +61,12 @@ const COMMANDS: &[Command] = &[
         usage: "bridge",
         summary: "build the static dormouse-bridge and prove that it is static",
         run: static_bridge::command,
+    },
+    Command {
+        name: "chaos",
+        usage: "chaos [--kills N] [--seed S]",
+        summary: "kill the real program under load, N times (1000), and check what is left",
+        run: chaos::command,
     },
     Command {
         name: "bench",
