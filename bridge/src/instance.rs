@@ -349,8 +349,7 @@ impl Instance {
 
     pub(crate) fn on_said(&mut self, said: Said) {
         match said {
-            Said::Ready if matches!(self.phase, Phase::Starting) => self.become_ready(),
-            Said::Ready => {}
+            Said::Ready => self.on_ready(),
             Said::Delta { turn, .. } | Said::Done { turn, .. } | Said::Error { turn, .. }
                 if self.turns.running().is_none_or(|running| running.to_string() != turn) =>
             {
@@ -381,6 +380,12 @@ impl Instance {
         }
     }
 
+    fn on_ready(&mut self) {
+        if matches!(self.phase, Phase::Starting) && self.stop.is_none() {
+            self.become_ready();
+        }
+    }
+
     /// Counted; noted at the 1st, 2nd, 4th, 8th … so that no agent floods its own log with them.
     fn on_stray_frame(&mut self) {
         let Some(Agent::Jsonl(jsonl)) = &mut self.agent else { return };
@@ -394,8 +399,7 @@ impl Instance {
 
     pub(crate) fn on_http(&mut self, said: HttpSaid) {
         match said {
-            HttpSaid::Ready if matches!(self.phase, Phase::Starting) => self.become_ready(),
-            HttpSaid::Ready => {}
+            HttpSaid::Ready => self.on_ready(),
             HttpSaid::Note(note) => self.log.note(&note),
             HttpSaid::Text(text) => self.add_text(&text),
             HttpSaid::Done => self.answer_with_text(),

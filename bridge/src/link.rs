@@ -15,7 +15,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::{Sink as _, Stream as _};
 use rustix::rand::GetRandomFlags;
@@ -122,7 +122,10 @@ impl Link {
         loop {
             let result = match &mut self.state {
                 State::Down { until } => {
-                    tokio::time::sleep_until(*until).await;
+                    // A timer takes a millisecond even for a time that has come.
+                    if Instant::now() < *until {
+                        tokio::time::sleep_until(*until).await;
+                    }
                     let until = Instant::now() + WELCOME_WITHIN;
                     let attempt = Box::pin(open(self.dial.clone()));
                     self.state = State::Dialling { attempt, until };
@@ -333,8 +336,11 @@ pub(crate) fn random_u64() -> u64 {
     let mut bytes = [0u8; 8];
     match rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty()) {
         Ok(_) => u64::from_ne_bytes(bytes),
-        // Kernels without getrandom, or a machine in its first moments.
-        Err(_) => u64::from(std::process::id()) ^ Instant::now().elapsed().as_nanos() as u64,
+        // A kernel without it: two bridges of one run folder never are, so the time will do.
+        Err(_) => {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            since.as_secs().rotate_left(32) ^ u64::from(since.subsec_nanos())
+        }
     }
 }
 

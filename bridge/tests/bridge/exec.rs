@@ -69,8 +69,9 @@ async fn the_program_sees_exactly_the_given_environment_in_its_workspace() {
 
 #[tokio::test]
 async fn the_program_starts_with_default_signals_in_a_session_of_its_own() {
-    let (stage, mut line) =
-        started("cat /proc/$$/status /proc/$$/stat; cat /proc/self/oom_score_adj").await;
+    let stage = Stage::started();
+    let command = ["cat", "/proc/self/status", "/proc/self/stat", "/proc/self/oom_score_adj"];
+    let mut line = stage.ready(stage.launch(Adapter::Exec, &command)).await;
     let turn = line.turn(1, "").await;
     let TurnOutcome::Answered { text, .. } = line.outcome(turn).await else { panic!() };
     for field in ["SigIgn:", "SigBlk:"] {
@@ -79,7 +80,7 @@ async fn the_program_starts_with_default_signals_in_a_session_of_its_own() {
         assert_eq!(u64::from_str_radix(mask, 16).unwrap() & 0x7fff_ffff, 0, "{field} {mask}");
     }
     let agent = stage.run_folder().read_agent().unwrap().unwrap();
-    let stat = text.lines().find_map(|line| line.split_once("(sh) ")).unwrap().1;
+    let stat = text.lines().find_map(|line| line.split_once("(cat) ")).unwrap().1;
     let group_and_session: Vec<&str> = stat.split(' ').skip(2).take(2).collect();
     let own = agent.process_group.to_string();
     assert_eq!(group_and_session, [own.as_str(), own.as_str()]);

@@ -4,10 +4,11 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use dormouse_bridge::frames::{Adapter, FromBridge, ToBridge};
-use dormouse_bridge::rundir::LOCK_DESCRIPTOR;
+use dormouse_bridge::rundir::{Dial, LOCK_DESCRIPTOR, Spec};
 use dormouse_bridge::{EXIT_OVER, EXIT_RUN_FOLDER, EXIT_TAKEN, EXIT_USAGE};
 use dormouse_core::event::AgentState;
 use dormouse_core::evidence::{AskedBy, End};
+use tokio::net::{TcpListener, UnixStream};
 
 use crate::stage::{Stage, answered, is_running, turn, until};
 
@@ -304,6 +305,58 @@ async fn a_descriptor_that_is_not_the_lock_is_left_alone() {
     assert!(stage.run_folder().lock().unwrap().is_none());
     stage.signal_bridge("KILL");
     stage.bridge_exit().await;
+}
+
+#[tokio::test]
+async fn a_daemon_can_be_dialled_over_tcp() {
+    let mut stage = Stage::new();
+    let daemon = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dial = Dial::Tcp(daemon.local_addr().unwrap());
+    stage.run_folder().write_spec(&Spec { dial, ..stage.spec(None) }).unwrap();
+    let socket = stage.socket();
+    let forwarding = tokio::spawn(async move {
+        let (mut from, _) = daemon.accept().await.unwrap();
+        let mut to = UnixStream::connect(socket).await.unwrap();
+        tokio::io::copy_bidirectional(&mut from, &mut to).await
+    });
+    stage.start();
+    let mut line = stage.ready(stage.jsonl("while next_turn; do finish ok; done")).await;
+    let turn = line.turn(1, "x").await;
+    assert_eq!(line.outcome(turn).await, answered("ok"));
+    forwarding.abort();
+}
+
+#[tokio::test]
+async fn spans_without_end_do_no_harm() {
+    let stage = Stage::started();
+    let mut launch = stage.jsonl("trap 'exit 0' TERM; echo > up; while :; do sleep 0.01; done");
+    launch.orphan_limit_ms = u64::MAX;
+    let line = stage.ready(launch).await;
+    until("the agent runs", || stage.workspace_file("up")).await;
+    drop(line);
+    let mut line = stage.welcome(None).await;
+    assert_eq!(line.next().await, FromBridge::Ready);
+    line.send(ToBridge::Stop { grace_ms: u64::MAX }).await;
+    assert_eq!(line.exited().await.end, End::Exited { code: 0 });
+}
+
+#[tokio::test]
+async fn a_bridge_is_small() {
+    let stage = Stage::started();
+    let mut line = stage.ready(stage.jsonl("while next_turn; do finish ok; done")).await;
+    for number in 1..=50 {
+        let turn = line.turn(number, "x").await;
+        line.outcome(turn).await;
+    }
+    let rollup = format!("/proc/{}/smaps_rollup", stage.bridge_pid());
+    let rollup = std::fs::read_to_string(rollup).unwrap();
+    let field = |name: &str| -> u64 {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    // What the machine has to find for one more bridge: the program's own pages are shared.
+    let own_kib = field("Anonymous:");
+    assert!(own_kib <= 1 << 10, "{own_kib} KiB");
 }
 
 #[test]

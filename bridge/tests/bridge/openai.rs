@@ -44,6 +44,7 @@ def get(self): self.answer(200, "application/json", '{"ok": true}')
 
 const SERVE: &str = r#"
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+while True: time.sleep(1)
 "#;
 
 fn launch(stage: &Stage, script: &str) -> Launch {
@@ -211,6 +212,7 @@ async fn nobody_listening_any_more_may_be_tried_again() {
 def respond(self, body):
     self.answer(200, "application/json", '{"choices": [{"message": {"content": "bye"}}]}')
     self.wfile.flush()
+    self.server.shutdown()
     self.server.server_close()
     open("closed", "w")
 "#,

@@ -47,18 +47,21 @@ impl Stage {
         for folder in ["run", "workspace"] {
             fs::create_dir_all(stage.root.join(folder)).unwrap();
         }
-        let spec = Spec {
-            session: "echo/main".parse().unwrap(),
-            generation: Generation(7),
-            dial: Dial::Unix(stage.socket()),
-            token: Secret("t0ken".into()),
-            log_folder: stage.root.join("logs"),
-            cgroup,
-        };
-        stage.run_folder().write_spec(&spec).unwrap();
+        stage.run_folder().write_spec(&stage.spec(cgroup)).unwrap();
         let mut stage = stage;
         stage.listen();
         stage
+    }
+
+    pub(crate) fn spec(&self, cgroup: Option<CgroupSpec>) -> Spec {
+        Spec {
+            session: "echo/main".parse().unwrap(),
+            generation: Generation(7),
+            dial: Dial::Unix(self.socket()),
+            token: Secret("t0ken".into()),
+            log_folder: self.root.join("logs"),
+            cgroup,
+        }
     }
 
     /// The same with a bridge on it.
@@ -82,7 +85,7 @@ impl Stage {
         BRIDGE
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.root.join("daemon.sock")
     }
 
