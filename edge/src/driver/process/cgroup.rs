@@ -144,8 +144,7 @@ impl Cgroups {
             let entries = fs::read_dir(&base).into_iter().flatten().flatten();
             for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
                 let name = entry.file_name();
-                let is_service = name == v2::DAEMON_LEAF;
-                if is_service || name.to_str().is_some_and(&is_kept) {
+                if name.to_str().is_some_and(&is_kept) {
                     continue;
                 }
                 if let Err(error) = remove_tree(&entry.path(), NESTING_MAX) {

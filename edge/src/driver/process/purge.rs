@@ -6,7 +6,7 @@
 //! pidfd, so that a number that was given to another process meanwhile is never hit. Success means
 //! that a whole look found nothing. Absent: mercy, and evidence.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -32,27 +32,32 @@ pub(super) struct Traces<'a> {
     pub(super) marks: Vec<(String, String)>,
 }
 
-/// Blocks until a look finds nothing, or says what it still found.
+/// Blocks until a look finds nothing and all that was killed has ended, or says what has not.
 pub(super) fn purge(traces: &Traces<'_>) -> Result<(), String> {
     let deadline = Instant::now() + PURGE_WITHIN;
+    // Dying processes leave their group before they let go of their files and ports.
+    let mut killed = Victims::new();
     loop {
-        let victims = traces.kill_all();
-        let Some(first) = victims.first() else { return Ok(()) };
-        if Instant::now() > deadline {
-            return Err(format!("{} processes, among them {}", victims.len(), first.pid));
+        let found = traces.kill_all();
+        let is_clean = found.is_empty();
+        killed.extend(found);
+        killed.retain(|_, descriptor| !has_ended(descriptor));
+        if is_clean && killed.is_empty() {
+            return Ok(());
         }
-        wait_for_any(&victims);
+        if Instant::now() > deadline {
+            return Err(format!("the processes {:?}", killed.keys()));
+        }
+        wait_for_any(&killed);
     }
 }
 
-struct Victim {
-    pid: i32,
-    descriptor: OwnedFd,
-}
+/// By number, each pinned down.
+type Victims = BTreeMap<i32, OwnedFd>;
 
 impl Traces<'_> {
-    fn kill_all(&self) -> Vec<Victim> {
-        let mut victims = Vec::new();
+    fn kill_all(&self) -> Victims {
+        let mut victims = Victims::new();
         if let Some(agent) = &self.agent {
             victims.extend(kill_if(agent.process.pid, |_| agent.process.is_alive()));
             if !victims.is_empty()
@@ -76,50 +81,47 @@ impl Traces<'_> {
 }
 
 /// Kills the process of this number if it is proven ours, before and after it was pinned down.
-fn kill_if(pid: i32, is_ours: impl Fn(i32) -> bool) -> Option<Victim> {
+fn kill_if(pid: i32, is_ours: impl Fn(i32) -> bool) -> Option<(i32, OwnedFd)> {
     if !is_ours(pid) {
         return None;
     }
-    let number = Pid::from_raw(pid)?;
-    let descriptor = rustix::process::pidfd_open(number, PidfdFlags::empty()).ok()?;
+    let descriptor = pinned(pid)?;
     if !is_ours(pid) || has_ended(&descriptor) {
         return None;
     }
-    let victim = Victim { pid, descriptor };
-    send_kill(&victim);
-    Some(victim)
+    send_kill(pid, &descriptor);
+    Some((pid, descriptor))
 }
 
-fn kill_members(spec: &CgroupSpec) -> Vec<Victim> {
-    let mut victims = Vec::new();
+fn kill_members(spec: &CgroupSpec) -> Victims {
+    let mut victims = Victims::new();
     for folder in cgroup::folders_of(spec) {
-        let open = |pid: i32| {
-            let number = Pid::from_raw(pid)?;
-            let descriptor = rustix::process::pidfd_open(number, PidfdFlags::empty()).ok()?;
-            Some(Victim { pid, descriptor })
-        };
-        let opened: Vec<Victim> = cgroup::members(folder).into_iter().filter_map(open).collect();
-        if opened.is_empty() {
+        let pin = |pid: i32| Some((pid, pinned(pid)?));
+        let mut found: Victims = cgroup::members(folder).into_iter().filter_map(pin).collect();
+        if found.is_empty() {
             continue;
         }
-        // Version 2 kills all of a group at once, faster than it can fork.
-        let at_once = spec.version == CgroupVersion::V2 && cgroup::kill_at_once(folder);
         // A number that is a member still, now that it is pinned down, is the member.
         let members: BTreeSet<i32> = cgroup::members(folder).into_iter().collect();
-        for victim in opened.into_iter().filter(|victim| members.contains(&victim.pid)) {
-            if !at_once {
-                send_kill(&victim);
-            }
-            victims.push(victim);
+        found.retain(|pid, _| members.contains(pid));
+        // Version 2 kills all of a group at once, faster than it can fork.
+        let is_done = spec.version == CgroupVersion::V2 && cgroup::kill_at_once(folder);
+        if !is_done {
+            found.iter().for_each(|(pid, descriptor)| send_kill(*pid, descriptor));
         }
+        victims.extend(found);
     }
     victims
 }
 
-fn send_kill(victim: &Victim) {
-    if let Err(error) = rustix::process::pidfd_send_signal(&victim.descriptor, Signal::KILL) {
+fn pinned(pid: i32) -> Option<OwnedFd> {
+    rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+fn send_kill(pid: i32, descriptor: &OwnedFd) {
+    if let Err(error) = rustix::process::pidfd_send_signal(descriptor, Signal::KILL) {
         // Gone by itself, or not ours to kill: the next look tells which.
-        tracing::debug!(pid = victim.pid, %error, "a process could not be killed");
+        tracing::debug!(pid, %error, "a process could not be killed");
     }
 }
 
@@ -130,9 +132,9 @@ fn has_ended(descriptor: &OwnedFd) -> bool {
         .is_ok_and(|ready| ready > 0)
 }
 
-fn wait_for_any(victims: &[Victim]) {
-    let mut polled: Vec<_> =
-        victims.iter().map(|victim| PollFd::new(&victim.descriptor, PollFlags::IN)).collect();
+fn wait_for_any(victims: &Victims) {
+    let poll = |descriptor| PollFd::new(descriptor, PollFlags::IN);
+    let mut polled: Vec<_> = victims.values().map(poll).collect();
     let nanos = i64::from(LOOK_AGAIN_AFTER.subsec_nanos());
     let within = Timespec { tv_sec: 0, tv_nsec: nanos };
     if let Err(error) = rustix::event::poll(&mut polled, Some(&within)) {
@@ -165,7 +167,6 @@ pub(super) fn kill_whoever_works_in(folder: &Path) {
 
 /// Opens the very process of a mark; `None` if it is not there any more.
 pub(super) fn open_process(mark: ProcessMark) -> Option<OwnedFd> {
-    let pid = Pid::from_raw(mark.pid)?;
-    let descriptor = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    let descriptor = pinned(mark.pid)?;
     mark.is_alive().then_some(descriptor)
 }

@@ -7,6 +7,7 @@ mod endings;
 mod folders;
 mod limits;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -231,7 +232,10 @@ impl Rig {
             Enforcement::Enforced { at, .. } => Some(at.join(instance_name(&main_1()))),
             Enforcement::NotEnforced { .. } => None,
         };
-        [facts.memory, facts.pids].into_iter().filter_map(folder).collect()
+        // Version 2 has one folder for both.
+        let folders: BTreeSet<_> =
+            [facts.memory, facts.pids].into_iter().filter_map(folder).collect();
+        folders.into_iter().collect()
     }
 
     /// Kills what is left, and checks that nothing of it stays.

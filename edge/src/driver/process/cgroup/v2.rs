@@ -26,7 +26,7 @@ use super::{
 };
 use crate::driver::Enforcement;
 
-pub(super) const DAEMON_LEAF: &str = "dormouse-daemon";
+const DAEMON_LEAF: &str = "dormouse-daemon";
 const AGENT_LEAF: &str = "agent";
 const CONTROL: &str = "cgroup.subtree_control";
 const BY: &str = "cgroup v2";
@@ -73,36 +73,49 @@ fn fact(tried: Result<Option<String>, String>, at: &Path) -> Enforcement {
     }
 }
 
-/// The nearest group that can be made to hand memory or pids down.
+/// The nearest group that can be made to hand memory or pids down. Nothing is tried on a group with
+/// processes in it: pids alone would be taken, and turn the group into one that memory is never
+/// handed down in.
 fn find_base(own: &Path) -> Result<Base, String> {
-    let offered = words(&own.join("cgroup.controllers"));
-    if !offered.iter().any(|name| name == "memory" || name == "pids") {
-        let own = own.display();
-        return Err(format!(
-            "neither memory nor pids is a controller of this process's group {own}"
-        ));
-    }
-    let mut why = String::new();
+    let is_whole_tree = !own.join("cgroup.type").exists();
     let above = own.parent().filter(|above| is_delegated(above) || own.ends_with(DAEMON_LEAF));
-    for folder in std::iter::once(own).chain(above) {
-        match hand_down(folder) {
-            Ok(()) => return Ok(Base::of(folder)),
-            Err(error) => why = in_words(&error),
-        }
+    match above.filter(|above| processes(above).is_empty()) {
+        _ if is_whole_tree => base_at(own),
+        Some(above) => base_at(above),
+        // Alone in its group, it may make room by going one down.
+        None if processes(own) == [own_pid().to_string()] => base_below(own),
+        None => Err(format!("this process is not alone in its group {}", own.display())),
     }
-    // Alone in its group, it may make room by going one down.
-    if super::members(own) != [own_pid()] {
-        return Err(format!("{why}; and this process is not alone in its group"));
+}
+
+fn base_at(folder: &Path) -> Result<Base, String> {
+    let offered = words(&folder.join("cgroup.controllers"));
+    if !offered.iter().any(|name| name == "memory" || name == "pids") {
+        let folder = folder.display();
+        return Err(format!("neither memory nor pids is a controller of the group {folder}"));
     }
+    hand_down(folder).map_err(|error| in_words(&error))?;
+    Ok(Base {
+        folder: folder.to_owned(),
+        memory: handed_down(folder, "memory"),
+        pids: handed_down(folder, "pids"),
+    })
+}
+
+fn base_below(own: &Path) -> Result<Base, String> {
     let leaf = own.join(DAEMON_LEAF);
     let move_to = |folder: &Path| write(folder, "cgroup.procs", "0");
-    let moved = make_folder(&leaf).and_then(|()| move_to(&leaf)).and_then(|()| hand_down(own));
-    moved.map(|()| Base::of(own)).map_err(|error| {
+    make_folder(&leaf).and_then(|()| move_to(&leaf)).map_err(|error| in_words(&error))?;
+    base_at(own).inspect_err(|_| {
         if let Err(error) = move_to(own) {
             tracing::warn!(why = in_words(&error), "this process stays in its new control group");
         }
-        in_words(&error)
     })
+}
+
+/// In the group itself; not in those below.
+fn processes(folder: &Path) -> Vec<String> {
+    words(&folder.join("cgroup.procs"))
 }
 
 fn own_pid() -> i32 {
@@ -118,19 +131,15 @@ fn is_delegated(folder: &Path) -> bool {
     })
 }
 
-/// Hands memory and pids down, as far as they are there; an error if it is neither of them.
+/// Hands memory and pids down, as far as they are there.
 fn hand_down(folder: &Path) -> Result<(), CgroupError> {
-    let mut outcome = Ok(());
-    for name in words(&folder.join("cgroup.controllers")) {
-        if name != "memory" && name != "pids" || handed_down(folder, &name) {
-            continue;
-        }
-        if let Err(error) = write(folder, CONTROL, &format!("+{name}")) {
-            outcome = Err(error);
+    let offered = words(&folder.join("cgroup.controllers"));
+    for name in ["memory", "pids"] {
+        if offered.iter().any(|offered| offered == name) && !handed_down(folder, name) {
+            write(folder, CONTROL, &format!("+{name}"))?;
         }
     }
-    let any = handed_down(folder, "memory") || handed_down(folder, "pids");
-    if any { Ok(()) } else { outcome }
+    Ok(())
 }
 
 fn handed_down(folder: &Path, controller: &str) -> bool {
@@ -143,14 +152,6 @@ fn words(path: &Path) -> Vec<String> {
 }
 
 impl Base {
-    fn of(folder: &Path) -> Self {
-        Self {
-            folder: folder.to_owned(),
-            memory: handed_down(folder, "memory"),
-            pids: handed_down(folder, "pids"),
-        }
-    }
-
     pub(super) fn folder(&self, folder_name: &str) -> PathBuf {
         self.folder.join(folder_name)
     }
