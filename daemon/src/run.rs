@@ -301,6 +301,7 @@ fn announce(
                 .iter()
                 .map(|(name, agent)| (name.to_string(), api.drivers.agents.lacks(agent)))
                 .collect(),
+            program: std::env::args().next().unwrap_or_else(|| "dormouse".to_owned()),
         });
     }
 }

@@ -18,14 +18,23 @@ pub(crate) struct Welcome {
     pub(crate) config: Option<PathBuf>,
     /// The agents by name, and what each lacks on this machine.
     pub(crate) agents: Vec<(String, Vec<String>)>,
+    /// How this program was called: what is shown must be what can be typed.
+    pub(crate) program: String,
 }
+
+/// Agents that come with a page in examples/, the program that each needs, and how to get that.
+const OFFERS: [(&str, &str, &str); 2] = [
+    ("openclaw", "openclaw", "npm install -g openclaw"),
+    ("claude-code", "claude", "npm install -g @anthropic-ai/claude-code"),
+];
 
 pub(crate) fn print(welcome: &Welcome) {
     let default_data = crate::run::data_folder(None).ok();
     let is_default_data = default_data.is_some_and(|folder| folder == welcome.data);
     let mut terminal = Terminal::of_this_process();
     let toned = |tone, text: &str| terminal.toned(tone, text);
-    let text = render(welcome, is_default_data, &toned);
+    let is_there = |program: &str| crate::agents::find_program(program).is_some();
+    let text = render(welcome, is_default_data, &is_there, &toned);
     // A daemon without a reader goes on.
     let _: Result<(), OutputError> = terminal.line(&text);
 }
@@ -33,6 +42,7 @@ pub(crate) fn print(welcome: &Welcome) {
 fn render(
     welcome: &Welcome,
     is_default_data: bool,
+    is_there: &dyn Fn(&str) -> bool,
     toned: &dyn Fn(Tone, &str) -> String,
 ) -> String {
     let url = format!("http://{}", reachable(welcome.address));
@@ -49,6 +59,17 @@ fn render(
         let state = if lacks.is_empty() { "can run".to_owned() } else { lacks.join("; ") };
         facts.push(vec!["agent".to_owned(), format!("{name}: {state}")]);
     }
+    for (name, program, way) in OFFERS {
+        if welcome.agents.iter().any(|(agent, _)| name.starts_with(agent.as_str())) {
+            continue;
+        }
+        let page = format!("examples/{name}/README.md says how to add it");
+        let state = match is_there(program) {
+            true => format!("{name}: {program} is installed; {page}"),
+            false => format!("{name}: needs `{program}` ({way}); {page}"),
+        };
+        facts.push(vec!["offer".to_owned(), state]);
+    }
     let head = format!("dormouse answers at {url}");
     let mut lines = vec![toned(Tone::Bold, &head)];
     lines.extend(aligned(&facts).into_iter().map(|line| format!("  {line}")));
@@ -61,7 +82,8 @@ fn render(
             format!(" --data {}", scrub::line(&welcome.data.display().to_string()))
         };
         let text = if agent == "python" { "\"print(6*7)\"" } else { "\"hello\"" };
-        lines.push(format!("\nTry, in another terminal:\n  dormouse send{data} {agent} {text}"));
+        let program = scrub::line(&welcome.program);
+        lines.push(format!("\nTry, in another terminal:\n  {program} send{data} {agent} {text}"));
     } else {
         lines.push("\nNo agent can run yet. `dormouse doctor` says what is missing.".to_owned());
     }
@@ -77,7 +99,8 @@ mod tests {
     use super::*;
 
     fn check(welcome: &Welcome, is_default_data: bool, expected: Expect) {
-        let text = render(welcome, is_default_data, &|_, text| text.to_owned());
+        let is_there = |program: &str| program == "claude";
+        let text = render(welcome, is_default_data, &is_there, &|_, text| text.to_owned());
         expected.assert_eq(&format!("{text}\n"));
     }
 
@@ -91,6 +114,7 @@ mod tests {
                 ("openclaw".to_owned(), vec!["the program 'node' is not installed".to_owned()]),
                 ("python".to_owned(), vec![]),
             ],
+            program: "target/release/dormouse".to_owned(),
         };
         check(
             &welcome,
@@ -102,9 +126,10 @@ mod tests {
                   key     in operator.key of the data folder; commands on this machine find it there
                   agent   openclaw: the program 'node' is not installed
                   agent   python: can run
+                  offer   claude-code: claude is installed; examples/claude-code/README.md says how to add it
 
                 Try, in another terminal:
-                  dormouse send python "print(6*7)"
+                  target/release/dormouse send python "print(6*7)"
                 Ctrl-C ends it; agents that run go on, and the next start finds them.
             "#]],
         );
@@ -117,6 +142,7 @@ mod tests {
             data: "/srv/d".into(),
             config: Some("dormouse.toml".into()),
             agents: vec![("bot".to_owned(), vec![])],
+            program: "dormouse".to_owned(),
         };
         check(
             &welcome,
@@ -127,6 +153,8 @@ mod tests {
                   config  dormouse.toml
                   key     in operator.key of the data folder; commands on this machine find it there
                   agent   bot: can run
+                  offer   openclaw: needs `openclaw` (npm install -g openclaw); examples/openclaw/README.md says how to add it
+                  offer   claude-code: claude is installed; examples/claude-code/README.md says how to add it
 
                 Try, in another terminal:
                   dormouse send --data /srv/d bot "hello"
