@@ -34,6 +34,9 @@ pub const JOURNAL_ROWS_PER_SESSION: u64 = 1_000;
 /// How long an idempotency key is remembered (FAULTS I4: at least 24 h).
 pub const IDEMPOTENCY_WINDOW: Duration = Duration::from_secs(25 * 60 * 60);
 
+/// A bridge that comes back says again which holds last; an idle stop leaves it this long for that.
+pub const HOLDS_RETOLD_WITHIN: Duration = Duration::from_secs(10);
+
 /// How long after the stop grace the bridge may take to report before the driver kills everything.
 pub const STOP_REPORT_MARGIN: Duration = Duration::from_secs(5);
 /// How often a kill whose exit was not confirmed is repeated.

@@ -22,6 +22,7 @@ use crate::event::Event;
 use crate::hold::Holds;
 use crate::id::{BootId, Generation, InstanceId, SessionId, Subject, TurnId};
 use crate::journal::{Because, Decision};
+use crate::limits;
 use crate::policy::{AgentPolicy, NodePolicy};
 use crate::queue::Queue;
 use crate::record::{SessionRecord, StopReason, StoredSession};
@@ -74,7 +75,7 @@ struct Instance {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
-    Attached,
+    Attached { since: Monotonic },
     Detached { since: Monotonic },
 }
 
@@ -265,7 +266,7 @@ impl Session {
     /// When this session wants to be called next, whatever else happens. Timers are data: nothing is armed or cancelled.
     pub(crate) fn deadline(&self, now: Monotonic, policy: &AgentPolicy) -> Option<Monotonic> {
         let unreachable_at = || match self.instance().link {
-            Link::Attached => None,
+            Link::Attached { .. } => None,
             Link::Detached { since } => Some(since + policy.reattach_within),
         };
         match self.phase {
@@ -278,9 +279,9 @@ impl Session {
                         let held_until = instance.holds.held_until(now);
                         Some(turn.clock.next_change(now, progress_limits(policy), held_until))
                     }
-                    None if self.queue.is_empty() => Some(instance.idle_at(now, policy)),
+                    None if self.queue.is_empty() => instance.idle_at(now, policy),
                     // A message waits for its pause, or for the bridge, which has its own limit.
-                    None => self.retry.filter(|_| instance.link == Link::Attached),
+                    None => self.retry.filter(|_| instance.link.is_attached()),
                 };
                 earliest(next, unreachable_at())
             }
@@ -405,7 +406,7 @@ impl Instance {
         let stop = match record.phase {
             Phase::Stopping => {
                 let reason = record.stop.expect("a session is stopped for a reason");
-                Some(Stop { reason, kill_at: now + crate::limits::KILL_REPEAT_AFTER })
+                Some(Stop { reason, kill_at: now + limits::KILL_REPEAT_AFTER })
             }
             Phase::Asleep | Phase::Starting | Phase::Awake | Phase::Draining | Phase::Backoff => {
                 None
@@ -426,10 +427,22 @@ impl Instance {
         self.boot.is_some() || self.ready_at.is_some() || self.turn.is_some()
     }
 
-    /// When nothing will have needed it for the whole idle limit.
-    fn idle_at(&self, now: Monotonic, policy: &AgentPolicy) -> Monotonic {
-        let idle_at = self.last_activity + policy.stop_after;
-        self.holds.held_until(now).map_or(idle_at, |held_until| held_until.max(idle_at))
+    /// When nothing will have needed it for the whole idle limit. `None`: only its bridge could tell
+    /// what holds it, and that is away.
+    fn idle_at(&self, now: Monotonic, policy: &AgentPolicy) -> Option<Monotonic> {
+        let Link::Attached { since } = self.link else { return None };
+        let holds_known_at = since + limits::HOLDS_RETOLD_WITHIN;
+        let idle_at = holds_known_at.max(self.last_activity + policy.stop_after);
+        Some(self.holds.held_until(now).map_or(idle_at, |held_until| held_until.max(idle_at)))
+    }
+}
+
+impl Link {
+    fn is_attached(self) -> bool {
+        match self {
+            Link::Attached { .. } => true,
+            Link::Detached { .. } => false,
+        }
     }
 }
 

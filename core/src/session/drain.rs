@@ -165,12 +165,12 @@ impl Session {
         let stop = instance.stop.expect("stopping has a reason");
         let is_given_up = stop.reason == StopReason::BridgeUnreachable;
         let command = match instance.link {
-            Link::Attached if !is_given_up => {
+            Link::Attached { .. } if !is_given_up => {
                 let grace = ctx.policy.stop_grace;
                 Command::StopInstance { instance: self.instance_id(), grace }
             }
             Link::Detached { .. } if instance.boot.is_some() && !is_given_up => return,
-            Link::Attached | Link::Detached { .. } => {
+            Link::Attached { .. } | Link::Detached { .. } => {
                 Command::KillInstance { instance: self.instance_id() }
             }
         };
@@ -180,7 +180,7 @@ impl Session {
     pub(super) fn idle_deadline(&mut self, ctx: &mut Context<'_>) {
         let now = ctx.now.monotonic;
         let instance = self.instance();
-        if now < instance.idle_at(now, ctx.policy) {
+        if instance.idle_at(now, ctx.policy).is_none_or(|idle_at| now < idle_at) {
             return;
         }
         let idle_ms = millis(now.since(instance.last_activity));

@@ -53,7 +53,7 @@ impl Session {
             return;
         }
         let is_first_hello = instance.boot.replace(boot).is_none();
-        instance.link = Link::Attached;
+        instance.link = Link::Attached { since: ctx.now.monotonic };
         let launch = phase == Phase::Starting && agent == AgentState::NotLaunched;
         ctx.effects.command(Command::AdmitBridge { instance: instance_id, boot, launch });
         match (phase, agent) {
@@ -88,7 +88,7 @@ impl Session {
     pub(super) fn bridge_detached(&mut self, boot: BootId, ctx: &mut Context<'_>) {
         let now = ctx.now.monotonic;
         let instance = self.instance_mut();
-        if instance.boot == Some(boot) && instance.link == Link::Attached {
+        if instance.boot == Some(boot) && instance.link.is_attached() {
             instance.link = Link::Detached { since: now };
         }
     }

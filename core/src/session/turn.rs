@@ -20,7 +20,7 @@ use crate::policy::RetrySafety;
 use crate::queue::AfterFailure;
 use crate::record::{MessageRecord, StopReason};
 use crate::session::phase::Phase;
-use crate::session::{Context, Link, Session, Turn, progress_limits};
+use crate::session::{Context, Session, Turn, progress_limits};
 use crate::time::{Monotonic, millis};
 use crate::watchdog::Verdict;
 
@@ -109,7 +109,7 @@ impl Session {
         let now = ctx.now.monotonic;
         let instance = self.instance();
         let is_free = self.phase == Phase::Awake
-            && instance.link == Link::Attached
+            && instance.link.is_attached()
             && instance.turn.is_none()
             && self.retry.is_none_or(|at| now >= at);
         if !is_free {

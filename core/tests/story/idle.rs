@@ -370,3 +370,59 @@ fn an_idle_agent_that_ignores_the_stop_is_killed_and_the_message_meanwhile_is_no
         "#]],
     );
 }
+
+/// What holds it is known again only once its bridge has come back and said so.
+#[test]
+fn a_daemon_that_came_back_waits_for_the_holds_before_it_calls_a_session_idle() {
+    check(
+        r#"agent a: idle 20s, reattach 1m
+           given send m1 to a/k · bridge attaches · ready · agent answers m1 "1"
+           given agent holds "tool" for 2m
+           the daemon dies and comes back
+           +30s
+           bridge attaches ready
+           agent holds "tool" for 1m30s
+           +1m30s"#,
+        expect![[r#"
+            0s          the daemon dies and comes back
+                journal: awake: the daemon came back and found 0 messages waiting
+            0s          +30s
+            30s         bridge attaches ready
+                command: admit a/k#1, boot 1
+            30s         agent holds "tool" for 1m30s
+                journal: awake: the agent asked to stay awake for 1 min 30 s (tool)
+            30s         +1m30s
+            2m          …
+                journal: awake → stopping: nothing happened for 1 min 30 s, and nothing needs
+                    it
+                command: stop a/k#1, grace 10 s
+            a/k stopping, generation 1
+              m1 answered "1"
+        "#]],
+    );
+}
+
+#[test]
+fn a_bridge_that_came_back_has_a_moment_to_say_what_holds_it_and_no_more() {
+    check(
+        r#"agent a: idle 20s, reattach 1m
+           given send m1 to a/k · bridge attaches · ready · agent answers m1 "1"
+           given bridge detaches
+           +30s
+           bridge attaches ready
+           +9s999ms
+           +1ms"#,
+        expect![[r#"
+            0s          +30s
+            30s         bridge attaches ready
+                command: admit a/k#1, boot 1
+            30s         +9s999ms
+            39s999ms    +1ms
+            40s         …
+                journal: awake → stopping: nothing happened for 40 s, and nothing needs it
+                command: stop a/k#1, grace 10 s
+            a/k stopping, generation 1
+              m1 answered "1"
+        "#]],
+    );
+}
