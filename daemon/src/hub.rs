@@ -89,11 +89,12 @@ impl Hub {
     /// Called by the engine alone, in the order of the core's decisions.
     pub(crate) fn post(&self, notice: Notice) {
         let Notice { message, news } = notice;
-        let starts_turn = matches!(news, News::Delivered { .. });
+        // A turn that was found running has no delivery; its first piece stands for it.
+        let is_of_a_turn = matches!(news, News::Delivered { .. } | News::Delta { .. });
         let ends = matches!(news, News::Answered { .. } | News::Dead { .. } | News::Cancelled);
         let entry = {
             let mut entries = lock(&self.entries);
-            match (ends, starts_turn) {
+            match (ends, is_of_a_turn) {
                 (true, _) => entries.remove(&message),
                 (false, true) => Some(Arc::clone(entries.entry(message).or_default())),
                 (false, false) => entries.get(&message).map(Arc::clone),
@@ -288,6 +289,15 @@ mod tests {
         assert_eq!(drain(&mut late), ["status", "1.11 hello world"]);
         let mut resumed = hub.watch(MESSAGE, Place { attempt: 1, offset: 6 });
         assert_eq!(drain(&mut resumed), ["status", "1.11 world"]);
+    }
+
+    #[test]
+    fn a_turn_that_was_found_running_is_kept_from_its_first_piece_on() {
+        let hub = Hub::default();
+        post(&hub, delta(1, 0, "what the bridge "));
+        post(&hub, delta(1, 16, "repeated"));
+        let mut resumed = hub.watch(MESSAGE, Place { attempt: 1, offset: 5 });
+        assert_eq!(drain(&mut resumed), ["1.24 the bridge repeated"]);
     }
 
     #[test]
