@@ -322,6 +322,21 @@ async fn a_second_boot_is_announced_and_refused_without_being_heard() {
 }
 
 #[tokio::test]
+async fn a_boot_that_comes_back_beside_another_one_is_not_reached_before_its_welcome() {
+    let mut rig = rig();
+    let first = rig.admitted(&main_1(), boot(1)).await;
+    let mut second = rig.dial().await;
+    second.say(&FromBridge::Hello(hello(&main_1(), boot(2)))).await;
+    assert_eq!(next_event(&mut rig.events).await, attached(&main_1(), boot(2)));
+    drop(first);
+    assert_eq!(next_event(&mut rig.events).await, detached(&main_1(), boot(1)));
+    let mut again = rig.dial().await;
+    again.say(&FromBridge::Hello(hello(&main_1(), boot(1)))).await;
+    assert_eq!(next_event(&mut rig.events).await, attached(&main_1(), boot(1)));
+    assert!(!rig.registry.send(&main_1(), ToBridge::Release));
+}
+
+#[tokio::test]
 async fn a_busy_engine_holds_bridges_up_and_loses_nothing() {
     let mut rig = rig_with(ControlLimits::default(), 1);
     let other = instance("python/other", 1);

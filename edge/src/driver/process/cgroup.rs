@@ -164,6 +164,17 @@ impl Cgroups {
         }
     }
 
+    /// Removes the deployment's own groups, if no instance has one in them.
+    pub(super) fn leave(&self) {
+        for folder in self.deployment_folders() {
+            match fs::remove_dir(&folder) {
+                Ok(()) => {}
+                // Instances live on in it, or it was never made.
+                Err(error) => tracing::debug!(group = %folder.display(), %error, "it stays"),
+            }
+        }
+    }
+
     fn deployment_folders(&self) -> Vec<PathBuf> {
         match &self.groups {
             Groups::None => Vec::new(),

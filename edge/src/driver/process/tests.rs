@@ -244,11 +244,11 @@ impl Rig {
         self.driver().release(&main_1()).await.unwrap();
         assert!(!self.folder().path().exists());
         let groups = self.cgroup_folders();
-        for group in &groups {
-            assert!(!group.exists(), "{} stays", group.display());
-            fs::remove_dir(group.parent().unwrap()).expect("no group of the deployment is left");
-        }
         self.driver = None;
+        for group in &groups {
+            let of_deployment = group.parent().unwrap();
+            assert!(!of_deployment.exists(), "{} stays", of_deployment.display());
+        }
         drop(self.control);
         drop(self.scratch);
     }
