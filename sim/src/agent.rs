@@ -1,8 +1,9 @@
 //! The model of an agent: a small script per launch and per turn, drawn when it begins.
 //!
-//! Owner: `Bridge`, which hands in turns and hears the rest. Invariant: what an agent says is told to the checker before
-//! anybody else, so that what arrives can be compared with what was said.
-//! Absent: anything a healthy agent would need a reason for; after the faults are off, every script is a good one.
+//! Owner: `Bridge`, which hands in turns and hears the rest. Invariant: what an agent says is told
+//! to the checker before anybody else, so that what arrives can be compared with what was said.
+//! Absent: anything a healthy agent would need a reason for; after the faults are off, every script
+//! is a good one.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -134,7 +135,7 @@ impl World {
         let Some(bridge) = self.bridges.get(&id) else { return };
         let stop_after = millis(self.config.policy(&bridge.instance.session).stop_after);
         if self.fires(Fault::HoldsIdle) {
-            let for_ms = self.rng.spread(500, stop_after * 2);
+            let for_ms = self.rng.spread(500, stop_after * 8);
             self.take_hold(id, "idle work", for_ms);
         }
         let end = if self.fires(Fault::DiesIdle) {
@@ -152,6 +153,7 @@ impl World {
         let until = self.now + for_ms;
         let Some(bridge) = self.bridges.get_mut(&id) else { return };
         bridge.holds.insert(name.to_owned(), until);
+        self.checker.held(&bridge.instance.session, name, until);
         self.say(id, Up::Hold { name: name.to_owned(), for_ms });
     }
 
@@ -209,7 +211,7 @@ impl World {
     fn push_endless_work(&self, policy: &AgentPolicy, beats: &mut VecDeque<(u64, Beat)>) {
         let pause = millis(policy.stuck_after * 3 / 5);
         let count = millis(policy.turn_within) / pause + 2;
-        // A turn limit of thousands of stuck limits would make one world take long, and proves nothing more.
+        // A turn limit of thousands of stuck limits would make one world long and prove no more.
         beats.extend((0..count.min(60)).map(|_| (pause, Beat::Say)));
     }
 

@@ -1,13 +1,17 @@
-//! The model of a bridge: what it keeps, what it says again after a reconnect, and what it does with each frame.
+//! The model of a bridge: what it keeps, what it says again after a reconnect, and what it does
+//! with each frame.
 //!
 //! ```text
-//!  connect ─▶ hello ─▶ (welcome) ─▶ results, text so far, holds, exit ─▶ frames … ─▶ lost ─▶ connect …
-//!                         └ launch ─▶ agent                             released, refused, orphaned ─▶ gone
+//!  connect ─▶ hello ─▶ (welcome) ─▶ results, text so far, holds, exit ─▶ frames … ─▶ lost ┐
+//!     ▲                   └ launch ─▶ agent                                               │
+//!     └───────────────────────────────────────────────────────────────────────────────────┘
+//!  released, refused, orphaned ─▶ gone
 //! ```
 //!
-//! Owner: `World`. Invariants: a turn id is executed once; a result is kept until it is acknowledged, an exit until it is
-//! released; nothing is said before the welcome; the holds in force are said again, or a daemon that came back would stop
-//! an agent that had asked to stay. Absent: adapters, files, processes; what the agent does (`agent`).
+//! Owner: `World`. Invariants: a turn id is executed once; a result is kept until it is
+//! acknowledged, an exit until it is released; nothing is said before the welcome; the holds in
+//! force are said again, or a daemon that came back would stop an agent that had asked to stay.
+//! Absent: adapters, files, processes; what the agent does (`agent`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -108,7 +112,7 @@ impl World {
         };
         self.bridges.insert(id, bridge);
         // One that was started for a daemon that is gone takes its time to appear.
-        let connect_ms = if is_adrift { 10_000 } else { 50 };
+        let connect_ms = if is_adrift { self.rng.spread(1, 10_000) } else { 50 };
         self.plan_soon(connect_ms, Action::BridgeConnects { bridge: id });
         self.await_daemon(id);
     }
@@ -152,7 +156,8 @@ impl World {
         Ok(())
     }
 
-    /// Something for the daemon; if there is none to hear it, it is in what is said after the next welcome.
+    /// Something for the daemon; if there is none to hear it, it is in what is said after the next
+    /// welcome.
     pub(crate) fn say(&mut self, id: BridgeId, frame: Up) {
         let Some(bridge) = self.bridges.get(&id).filter(|bridge| bridge.is_welcomed) else {
             return;
@@ -215,7 +220,8 @@ impl World {
         Ok(())
     }
 
-    /// After the welcome: everything that the daemon may not have, in the order in which it came about.
+    /// After the welcome: everything that the daemon may not have, in the order in which it came
+    /// about.
     fn say_again(&mut self, id: BridgeId) {
         let now = self.now;
         let Some(bridge) = self.bridges.get(&id) else { return };
@@ -232,7 +238,9 @@ impl World {
             frames.push(Up::Delta { turn: run.turn, offset: 0, text: run.text.clone() });
             counted.push(Fault::TextReplayed);
         }
-        for (name, until) in bridge.holds.iter().filter(|hold| *hold.1 > now) {
+        let forgets_holds = self.is_sabotaged(Sabotage::BridgeForgetsHolds);
+        let holds = bridge.holds.iter().filter(|hold| *hold.1 > now && !forgets_holds);
+        for (name, until) in holds {
             frames.push(Up::Hold { name: name.clone(), for_ms: until - now });
             counted.push(Fault::HoldReplayed);
         }

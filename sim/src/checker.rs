@@ -1,9 +1,11 @@
-//! The judge: what the daemon says and does, against what is on disk and what the agents really did.
+//! The judge: what the daemon says and does, against what is on disk and what the agents really
+//! did.
 //!
-//! Owner: `World`, which calls it after each commit, at each answer, notice and command, and whenever an agent begins, says
-//! or ends something. Invariants: it never asks the core what it thinks; it keeps its own books from what left the core
-//! and was committed. A violation names one of the invariants of the design.
-//! Absent: phases, pauses and stops (`checker::sessions`); rules that a single write breaks (`store`).
+//! Owner: `World`, which calls it after each commit, at each answer, notice and command, and
+//! whenever an agent begins, says or ends something. Invariants: it never asks the core what it
+//! thinks; it keeps its own books from what left the core and was committed. A violation names one
+//! of the invariants of the design. Absent: phases, pauses and stops (`checker::sessions`); rules
+//! that a single write breaks (`store`).
 
 mod sessions;
 
@@ -112,8 +114,11 @@ impl Checker {
     fn check_outcome(&self, turn: TurnId, generation: Generation, text: &str) -> Checked {
         let said = self.turns.get(&turn);
         let is_true = said.is_some_and(|said| {
-            said.generation == generation
-                && matches!(&said.outcome, Some(TurnOutcome::Answered { text: all, .. }) if all == text)
+            let answered = match &said.outcome {
+                Some(TurnOutcome::Answered { text, .. }) => Some(text.as_str()),
+                Some(TurnOutcome::Failed { .. }) | None => None,
+            };
+            said.generation == generation && answered == Some(text)
         });
         Invariant::ReplyIntegrity
             .check(is_true, || format!("{turn} is answered with {text:?}; the agent: {said:?}"))

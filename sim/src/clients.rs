@@ -1,8 +1,9 @@
 //! Senders and operators: what they ask for, and what they do when no answer comes.
 //!
-//! Owner: `World`. Invariant: every request is asked of the engine once, under a number of its own, and is closed by an
-//! answer, a refusal, or the loss of the daemon. A sender with a key asks again after a loss; one without cannot know.
-//! Absent: HTTP, streams of news (`checker` hears the news in their place).
+//! Owner: `World`. Invariant: every request is asked of the engine once, under a number of its own,
+//! and is closed by an answer, a refusal, or the loss of the daemon. A sender with a key asks again
+//! after a loss; one without cannot know. Absent: HTTP, streams of news (`checker` hears the news
+//! in their place).
 
 use std::collections::BTreeMap;
 
@@ -171,7 +172,8 @@ impl World {
         self.push_input(Input::Drop(request, message, by));
     }
 
-    /// A random message in that state; sometimes one in any, as a person who looked too long ago would name it.
+    /// A random message in that state; sometimes one in any, as a person who looked too long ago
+    /// would name it.
     fn some_message(&mut self, state: MessageState) -> Option<MessageId> {
         if !self.engine.is_up() {
             return None;

@@ -1,9 +1,10 @@
-//! The model of a driver: starts, lists, kills and watches instances, each in its own time, and forgets when the daemon dies.
+//! The model of a driver: starts, lists, kills and watches instances, each in its own time, and
+//! forgets when the daemon dies.
 //!
-//! Owner: `World`. Invariants: an instance is reported as exited only when nothing of it lives; a start that exists is not
-//! made twice; what a bridge left on disk is reported for it. Tasks of the daemon's process (a start half done, a report
-//! on its way) die with it, except for a start that the machine had already taken on.
-//! Absent: the driver trait, processes, containers.
+//! Owner: `World`. Invariants: an instance is reported as exited only when nothing of it lives; a
+//! start that exists is not made twice; what a bridge left on disk is reported for it. Tasks of the
+//! daemon's process (a start half done, a report on its way) die with it, except for a start that
+//! the machine had already taken on. Absent: the driver trait, processes, containers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -76,7 +77,7 @@ impl World {
         self.driver.tickets += 1;
         self.driver.starting.insert(instance.clone(), ticket);
         let start_ms =
-            if self.fires(Fault::StartSlow) { self.rng.spread(5_000, 200_000) } else { 200 };
+            if self.fires(Fault::StartSlow) { self.rng.spread(500, 200_000) } else { 200 };
         let after = self.rng.spread(1, start_ms);
         self.plan(self.now + after, Action::DriverCreates { instance, ticket });
         Ok(())
@@ -182,7 +183,8 @@ impl World {
         Ok(())
     }
 
-    /// Every instance that the machine shows. Bridges that died without anybody looking are cleared away first.
+    /// Every instance that the machine shows. Bridges that died without anybody looking are cleared
+    /// away first.
     pub(crate) fn instances_that_exist(&mut self) -> BTreeSet<InstanceId> {
         let dead = self.bridges.iter().filter(|(_, bridge)| bridge.is_dead);
         let dead: Vec<BridgeId> = dead.map(|(id, _)| *id).collect();
@@ -193,7 +195,8 @@ impl World {
         running.chain(self.driver.starting.keys().cloned()).collect()
     }
 
-    /// The daemon's process took its unfinished starts with it, but for those that were past recall.
+    /// The daemon's process took its unfinished starts with it, but for those that were past
+    /// recall.
     pub(crate) fn driver_loses_its_daemon(&mut self) {
         for ticket in std::mem::take(&mut self.driver.starting).into_values() {
             if self.fires(Fault::StartLate) {

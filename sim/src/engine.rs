@@ -1,13 +1,16 @@
-//! The daemon's loop in small: the same order of steps as the real one, around the same `Supervisor`.
+//! The daemon's loop in small: the same order of steps as the real one, around the same
+//! `Supervisor`.
 //!
 //! ```text
-//!  inbox ─▶ batch: load, fill in what the store knows, handle ─▶ deadlines ─▶ commit ─▶ answers, notices ─▶ commands
-//!             (one reading of the clocks for all of it)                       │
-//!                                                         crash points: before, after, between commands
+//!  inbox ─▶ batch: load, add what the store knows, handle ─▶ deadlines   one reading of the clocks
+//!                                                                │
+//!           commands ◀─ answers, notices ◀────────── commit ◀────┘
+//!                 crash points: between, after it, before it
 //! ```
 //!
-//! Owner: `World`. Invariants: one batch is open at a time; nothing leaves before its commit; everything that has arrived
-//! is handled before a deadline is. Absent: what happens when the process or the disk fails (`recovery`).
+//! Owner: `World`. Invariants: one batch is open at a time; nothing leaves before its commit;
+//! everything that has arrived is handled before a deadline is. Absent: what happens when the
+//! process or the disk fails (`recovery`).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -196,8 +199,10 @@ impl World {
             let Some(input) = self.engine.inbox.pop_front() else { break };
             self.hand_in(input, now, &mut batch)?;
         }
-        let is_late = self.engine.supervisor.next_deadline().is_some_and(|at| at <= now.monotonic);
-        if is_late && !self.is_sabotaged(Sabotage::EngineSleepsThrough) {
+        let next = self.engine.supervisor.next_deadline();
+        // With more in line than fits a batch, the rest comes first: a real batch takes a thousand.
+        let is_due = next.is_some_and(|at| at <= now.monotonic) && self.engine.inbox.is_empty();
+        if is_due && !self.is_sabotaged(Sabotage::EngineSleepsThrough) {
             self.handle(Event::DeadlinePassed, now, &mut batch)?;
             let next = self.engine.supervisor.next_deadline();
             Invariant::Liveness.check(next.is_none_or(|next| next > now.monotonic), || {
@@ -259,7 +264,8 @@ impl World {
                 }
             },
             Input::Gone(instance) => {
-                if self.engine.greeted.contains(&instance) {
+                let has_been_heard = self.engine.greeted.contains(&instance);
+                if has_been_heard && !self.is_sabotaged(Sabotage::EngineBelievesTheList) {
                     return Ok(());
                 }
                 let evidence = self.driver.evidence_of_the_gone(&instance);
@@ -292,7 +298,8 @@ impl World {
         MessageId(self.engine.newest_message)
     }
 
-    /// The one call of the core for events; everything that can be said of one step alone is checked here.
+    /// The one call of the core for events; everything that can be said of one step alone is
+    /// checked here.
     pub(crate) fn handle(&mut self, event: Event, now: Now, batch: &mut Batch) -> Checked {
         let session = event.session().cloned();
         if let Some(session) = &session {

@@ -1,8 +1,9 @@
 //! Every kind of fault and of rough use, as one closed list, and how often each fired.
 //!
-//! Owner: `World::fires` rolls and counts. Invariant: a kind that is listed here fires at least once in a whole `sim run`,
-//! or the run fails and names it: a fault that is never injected proves nothing.
-//! Absent: what a fault does (its place in the world does that), and how likely it is in one seed (`swarm`).
+//! Owner: `World::fires` rolls and counts. Invariant: a kind that is listed here fires at least
+//! once in a whole `sim run`, or the run fails and names it: a fault that is never injected proves
+//! nothing. Absent: what a fault does (its place in the world does that), and how likely it is in
+//! one seed (`swarm`).
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $name:ident = $per_mille:literal,)*) => {
@@ -20,7 +21,8 @@ macro_rules! faults {
                 }
             }
 
-            /// How likely it is at each of its occasions in a seed of medium roughness. Zero: it follows from others.
+            /// How likely it is at each of its occasions in a seed of medium roughness. Zero: it
+            /// follows from others.
             pub(crate) fn per_mille(self) -> u32 {
                 match self {
                     $(Fault::$name => $per_mille,)*
@@ -76,7 +78,7 @@ faults! {
     StartFails = 60,
     StartSlow = 60,
     /// A start that a crash interrupted takes place after all.
-    StartLate = 400,
+    StartLate = 900,
     /// Asked again, or not: what does not come back by itself is then killed by deadline.
     ListFails = 250,
     KillLate = 150,

@@ -1,14 +1,16 @@
-//! Connections between bridges and the daemon: order within each, no order between two, and cuts that nobody announces.
+//! Connections between bridges and the daemon: order within each, no order between two, and cuts
+//! that nobody announces.
 //!
 //! ```text
-//!  bridge ── hello ──▶ hub ── BridgeAttached ──▶ engine         a link is open at each end on its own; a cut is
-//!         ◀─ welcome ─     ◀─ AdmitBridge ─────                 noticed by each end in its own time
+//!  bridge ── hello ──▶ hub ── BridgeAttached ──▶ engine
+//!         ◀─ welcome ─     ◀─ AdmitBridge ─────
+//!  a link is open at each end on its own, and each end notices a cut in its own time
 //! ```
 //!
-//! Owner: `World`. Invariants: frames of a link arrive in order or not at all; what is said on a link reaches the engine
-//! between its hello and its end; when a bridge comes back before its old link is known to be lost, the old one ends first
-//! (else a late `BridgeDetached` would take the new link away).
-//! Absent: sockets, tokens, WebSocket.
+//! Owner: `World`. Invariants: frames of a link arrive in order or not at all; what is said on a
+//! link reaches the engine between its hello and its end; when a bridge comes back before its old
+//! link is known to be lost, the old one ends first (else a late `BridgeDetached` would take the
+//! new link away). Absent: sockets, tokens, WebSocket.
 
 use dormouse_core::command::Command;
 use dormouse_core::event::{AgentState, Event, TurnOutcome};

@@ -1,14 +1,16 @@
-//! The proof of Dormouse: the core, unchanged, in a world we own, with faults in it and a judge beside it.
+//! The proof of Dormouse: the core, unchanged, in a world we own, with faults in it and a judge
+//! beside it.
 //!
 //! ```text
-//!  sim run --seeds 2000     one world per seed: rough, then healed; every invariant after every step
+//!  sim run --seeds 2000     one world per seed: rough, then healed; each invariant at each step
 //!  sim replay 1234          the same world again, step by step, in words
 //! ```
 //!
-//! Read in this order: `world` (the parts and the agenda) → `engine`, `recovery`, `hub`, `driver`, `bridge`, `agent`,
-//! `clients`, `store` (the parts) → `fault` and `swarm` (what goes wrong) → `checker` (what must hold all the same) →
-//! `sabotage` (that the checker bites) → `run` and `replay` (the commands).
-//! Owner: this crate is never part of a release binary. Absent: IO of the daemon; its own tests have that.
+//! Read in this order: `world` (the parts and the agenda) → `engine`, `recovery`, `hub`, `driver`,
+//! `bridge`, `agent`, `clients`, `store` (the parts) → `fault` and `swarm` (what goes wrong) →
+//! `checker` (what must hold all the same) → `sabotage` (that the checker bites) → `run` and
+//! `replay` (the commands). Owner: this crate is never part of a release binary. Absent: IO of the
+//! daemon; its own tests have that.
 
 mod agent;
 mod bridge;

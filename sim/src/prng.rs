@@ -1,8 +1,9 @@
 //! The one source of chance: xoshiro256**, seeded through splitmix64.
 //!
-//! Owner: `World`. Invariant: the same seed gives the same numbers on every machine and in every build.
-//! Source of the algorithms: Blackman and Vigna, "Scrambled linear pseudorandom number generators".
-//! Absent: cryptographic quality, and any seed that does not come from the command line.
+//! Owner: `World`. Invariant: the same seed gives the same numbers on every machine and in every
+//! build. Source of the algorithms: Blackman and Vigna, "Scrambled linear pseudorandom number
+//! generators". Absent: cryptographic quality, and any seed that does not come from the command
+//! line.
 
 #[derive(Debug, Clone)]
 pub(crate) struct Prng {
@@ -35,7 +36,8 @@ impl Prng {
         result
     }
 
-    /// From 0 to `end`, without `end`. The bias of the remainder is far below what any test here could see.
+    /// From 0 to `end`, without `end`. The bias of the remainder is far below what any test here
+    /// could see.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         assert!(end > 0, "there is a number below the end");
         self.next() % end

@@ -1,14 +1,14 @@
 //! The process dies and comes back; the disk refuses a commit and the process goes on.
 //!
 //! ```text
-//!  crash ─▶ records through the codec ─▶ new Supervisor ─▶ recover each that is not dormant ─▶ commit ─▶ list instances
-//!  commit failed ─▶ refuse its requests ─▶ cut its bridges off ─┘
+//!  crash ─▶ records through the codec ───────────────┐
+//!  commit failed ─▶ refuse its requests, cut bridges ┴▶ new Supervisor ─▶ recover ─▶ commit, list
 //! ```
 //!
-//! Owner: `World`. Invariants: nothing but the store and the driver's list survives. An instance is called gone only if the
-//! store believed in it before the list was asked for, the list does not show it, and its bridge has not said hello
-//! since: each of the three is needed, or a living agent gets a twin.
-//! Absent: judgement; `checker` compares.
+//! Owner: `World`. Invariants: nothing but the store and the driver's list survives. An instance is
+//! called gone only if the store believed in it before the list was asked for, the list does not
+//! show it, and its bridge has not said hello since: each of the three is needed, or a living agent
+//! gets a twin. Absent: judgement; `checker` compares.
 
 use std::collections::BTreeSet;
 
@@ -120,7 +120,7 @@ impl World {
         self.open_batch(batch)
     }
 
-    /// The driver says what exists.
+    /// The driver looks at what exists.
     pub(crate) fn driver_lists(&mut self, epoch: u64) -> Checked {
         if self.engine.epoch != epoch || !self.engine.is_up {
             return Ok(());
@@ -135,15 +135,25 @@ impl World {
             }
             return Ok(());
         }
-        self.engine.is_listing = false;
         let listed = self.instances_that_exist();
+        let after = self.rng.spread(1, 3_000);
+        self.plan(self.now + after, Action::DriverAnswers { epoch, listed });
+        Ok(())
+    }
+
+    /// What the driver saw a moment ago. Much may have happened since.
+    pub(crate) fn driver_answers(&mut self, epoch: u64, listed: &BTreeSet<InstanceId>) -> Checked {
+        if self.engine.epoch != epoch || !self.engine.is_up {
+            return Ok(());
+        }
+        self.engine.is_listing = false;
         for instance in std::mem::take(&mut self.engine.suspects) {
             let hides = self.is_sabotaged(Sabotage::DriverHidesExits);
             if !listed.contains(&instance) && !hides {
                 self.push_input(Input::Gone(instance));
             }
         }
-        for instance in self.of_the_past(&listed) {
+        for instance in self.of_the_past(listed) {
             self.kill(instance);
         }
         self.arm_engine();

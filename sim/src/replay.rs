@@ -1,9 +1,9 @@
 //! `sim replay`: one world step by step, in words; and the file that a failed seed leaves.
 //!
-//! Owner: this file alone reads and writes journals. A line is one step:
-//! `{"step", "at_ms", "session", "what", "decisions": [rows of the core's journal], "effects": [texts]}`; the last line of
-//! a failed run is `{"violation"}`. Invariant: a file replays to the same words as its seed.
-//! Absent: running anything from a file; the seed does that.
+//! Owner: this file alone reads and writes journals. A line is one step: `{"step", "at_ms",
+//! "session", "what", "decisions": [rows of the core's journal], "effects": [texts]}`; the last
+//! line of a failed run is `{"violation"}`. Invariant: a file replays to the same words as its
+//! seed. Absent: running anything from a file; the seed does that.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write as _};

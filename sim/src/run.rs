@@ -1,9 +1,9 @@
 //! `sim run`: many seeds on some threads, one sum, and a journal of the first that fails.
 //!
-//! Owner: this file alone uses threads and the real clock, and only around whole worlds. Invariants: a seed that fails is
-//! run again with its steps kept, and the command to replay it is printed; a sample of seeds is run twice and must leave
-//! the same trace; in a run of many seeds each kind of fault must have fired.
-//! Absent: the world.
+//! Owner: this file alone uses threads and the real clock, and only around whole worlds.
+//! Invariants: a seed that fails is run again with its steps kept, and the command to replay it is
+//! printed; a sample of seeds is run twice and must leave the same trace; in a run of many seeds
+//! each kind of fault must have fired. Absent: the world.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,8 +1,8 @@
 //! Worlds that are broken on purpose, so that the checker can be seen to bite.
 //!
-//! Owner: the tests name one for a run; a real run has none. Invariant: for each of these some seed is found guilty of the
-//! named invariant (`tests::every_sabotage_is_found`): a checker that cannot fail proves nothing.
-//! Absent: faults; those a correct core survives, these nobody could.
+//! Owner: the tests name one for a run; a real run has none. Invariant: for each of these some seed
+//! is found guilty of the named invariant (`tests::every_sabotage_is_found`): a checker that cannot
+//! fail proves nothing. Absent: faults; those a correct core survives, these nobody could.
 
 use crate::violation::Invariant;
 
@@ -36,6 +36,8 @@ pub(crate) enum Sabotage {
     EngineSleepsThrough,
     /// A batch is answered twice.
     EngineAnswersTwice,
+    /// What an older list did not show is called gone, although its bridge has said hello since.
+    EngineBelievesTheList,
     /// An instance is reported as gone while it runs.
     DriverReportsTheLiving,
     /// Two bridges per start, and both execute their agent.
@@ -46,6 +48,8 @@ pub(crate) enum Sabotage {
     BridgeSplices,
     /// A turn that is done is executed again after a reconnect.
     BridgeRepeats,
+    /// Holds that last are not said again after a reconnect.
+    BridgeForgetsHolds,
     /// The bridge changes what the agent said.
     BridgeMisquotes,
 }
@@ -68,11 +72,13 @@ impl Sabotage {
         (Sabotage::EngineClockRunsFast, &[Invariant::NoIdleStopWithWork]),
         (Sabotage::EngineSleepsThrough, &[Invariant::Liveness]),
         (Sabotage::EngineAnswersTwice, &[Invariant::HonestAnswer]),
+        (Sabotage::EngineBelievesTheList, &[Invariant::OneLiveInstance]),
         (Sabotage::DriverReportsTheLiving, &[Invariant::OneLiveInstance]),
         (Sabotage::DriverStartsTwo, &[Invariant::OneLiveInstance]),
         (Sabotage::DriverHidesExits, &[Invariant::Liveness]),
         (Sabotage::BridgeSplices, &[Invariant::ReplyIntegrity]),
         (Sabotage::BridgeRepeats, &[Invariant::BoundedAttempts]),
+        (Sabotage::BridgeForgetsHolds, &[Invariant::NoIdleStopWithWork]),
         (Sabotage::BridgeMisquotes, &[Invariant::ReplyIntegrity]),
     ];
 }

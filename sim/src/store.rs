@@ -1,4 +1,5 @@
-//! The model of the store: the core's writes as plain tables, with every rule that a write must keep.
+//! The model of the store: the core's writes as plain tables, with every rule that a write must
+//! keep.
 //!
 //! ```text
 //!  handle ─▶ working ──── commit ───▶ durable
@@ -6,10 +7,11 @@
 //!               └──── crash, rollback ───┘   through the codec
 //! ```
 //!
-//! Owner: `World`. `working` is what the open batch has made of `durable`; the engine reads it, as a real engine reads its
-//! own open transaction. Invariants: terminal states are absorbing, attempts count up, generations never go back; a write
-//! against these is a violation and not an error to handle.
-//! Absent: SQL, files, fsync (the store's own tests have those), rows that age out.
+//! Owner: `World`. `working` is what the open batch has made of `durable`; the engine reads it, as
+//! a real engine reads its own open transaction. Invariants: terminal states are absorbing,
+//! attempts count up, generations never go back; a write against these is a violation and not an
+//! error to handle. Absent: SQL, files, fsync (the store's own tests have those), rows that age
+//! out.
 
 use std::collections::{BTreeMap, BTreeSet};
 

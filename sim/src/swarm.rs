@@ -1,8 +1,10 @@
-//! One seed draws one world: which faults are on and how rough they are, the agents' policies, the size, the load.
+//! One seed draws one world: which faults are on and how rough they are, the agents' policies, the
+//! size, the load.
 //!
-//! Owner: `World` reads it and changes nothing in it. Invariant: everything is drawn from the seed, so that a seed is a
-//! complete description. Switching whole faults off, instead of giving each a small chance, lets rare combinations meet.
-//! Absent: when anything happens; the world's own draws decide that.
+//! Owner: `World` reads it and changes nothing in it. Invariant: everything is drawn from the seed,
+//! so that a seed is a complete description. Switching whole faults off, instead of giving each a
+//! small chance, lets rare combinations meet. Absent: when anything happens; the world's own draws
+//! decide that.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,7 +32,8 @@ pub(crate) struct Config {
     pub(crate) commit_ms_max: u64,
     pub(crate) latency_ms_max: u64,
     pub(crate) orphan_limit_ms: u64,
-    /// After a failed commit, what its bridges had said before they were cut off is still handed in.
+    /// After a failed commit, what its bridges had said before they were cut off is still handed
+    /// in.
     pub(crate) keeps_inbox: bool,
 }
 
@@ -102,8 +105,8 @@ fn draw_agent(rng: &mut Prng) -> AgentPolicy {
 }
 
 fn draw_node(rng: &mut Prng) -> NodePolicy {
-    let mut node = NodePolicy::default();
-    node.starts_at_once = usize::try_from(rng.between(1, 4)).expect("a small number");
+    let starts_at_once = usize::try_from(rng.between(1, 4)).expect("a small number");
+    let mut node = NodePolicy { starts_at_once, ..NodePolicy::default() };
     if rng.chance(400) {
         node.queue_messages_max = usize::try_from(rng.between(1, 8)).expect("a small number");
     }

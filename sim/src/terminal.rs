@@ -1,7 +1,7 @@
 //! The one door to the terminal: whole lines to stdout and stderr.
 //!
-//! Invariant: a reader that went away (`sim replay 7 | head`) ends the run with a code of its own and no panic.
-//! Absent: colours.
+//! Invariant: a reader that went away (`sim replay 7 | head`) ends the run with a code of its own
+//! and no panic. Absent: colours.
 
 use std::io::{self, IsTerminal, Write};
 

@@ -1,9 +1,9 @@
 //! What happened in one run: always as a hash, and on request as lines for people.
 //!
-//! Owner: `World` notes every action, every event with its effects, and every fault. Invariant: two runs of one seed have
-//! the same hash, or something in core or sim depends on more than the seed. A line carries the core's `Decision` rows in
-//! the form in which the journal of a real daemon keeps them.
-//! Absent: files (`replay` reads and writes them).
+//! Owner: `World` notes every action, every event with its effects, and every fault. Invariant: two
+//! runs of one seed have the same hash, or something in core or sim depends on more than the seed.
+//! A line carries the core's `Decision` rows in the form in which the journal of a real daemon
+//! keeps them. Absent: files (`replay` reads and writes them).
 
 use std::fmt::{self, Write as _};
 

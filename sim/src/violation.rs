@@ -1,7 +1,8 @@
 //! What a run can fail with: one of the invariants of the design, or an assertion inside the core.
 //!
-//! Owner: whoever checks returns one of these, and the run of that seed is over. Invariant: the numbers are those of the
-//! project's list of invariants and keep their meaning. Absent: recovery; a violation is always a defect of something.
+//! Owner: whoever checks returns one of these, and the run of that seed is over. Invariant: the
+//! numbers are those of the project's list of invariants and keep their meaning. Absent: recovery;
+//! a violation is always a defect of something.
 
 use std::fmt;
 
@@ -17,14 +18,15 @@ pub(crate) enum Invariant {
     IdempotentAccept,
     /// I5: turns start in the order of acceptance, one at a time.
     SessionOrder,
-    /// I6: an attempt is on disk before it reaches an agent, attempts are bounded, a turn is executed once.
+    /// I6: an attempt is on disk before it reaches an agent, attempts are bounded, a turn is
+    /// executed once.
     BoundedAttempts,
     /// I7: at most one launched agent per session, and the past changes nothing.
     OneLiveInstance,
     /// I8: no idle stop with work, under a hold, or too early.
     NoIdleStopWithWork,
-    /// I9: failed starts are followed by pauses (in true time, whatever the wall clock does: I17), and starts at one
-    /// time are bounded.
+    /// I9: failed starts are followed by pauses (in true time, whatever the wall clock does: I17),
+    /// and starts at one time are bounded.
     BoundedRestarts,
     /// I11, as far as there are files: no turn before its agent is ready.
     ReadyBeforeWork,

@@ -1,4 +1,5 @@
-//! One world: a daemon, its store, its driver, bridges, agents, senders and operators, in virtual time.
+//! One world: a daemon, its store, its driver, bridges, agents, senders and operators, in virtual
+//! time.
 //!
 //! ```text
 //!  clients ─▶ engine ─▶ core ─▶ store          everything below this line runs beside the
@@ -7,12 +8,12 @@
 //!               bridge ─▶ agent
 //! ```
 //!
-//! Owner: one run of one seed. Each part is a file with its own `impl World`; they meet only through the agenda, which
-//! holds what is to happen next. Invariants: nothing here reads a clock or a random number that does not come from the
-//! seed; actions at the same moment happen in the order in which they were planned.
-//! Absent: threads, judgement (`checker`).
+//! Owner: one run of one seed. Each part is a file with its own `impl World`; they meet only
+//! through the agenda, which holds what is to happen next. Invariants: nothing here reads a clock
+//! or a random number that does not come from the seed; actions at the same moment happen in the
+//! order in which they were planned. Absent: threads, judgement (`checker`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dormouse_core::event::Event;
@@ -41,6 +42,7 @@ pub(crate) enum Action {
     EngineCommits { epoch: u64 },
     EngineReturns,
     DriverLists { epoch: u64 },
+    DriverAnswers { epoch: u64, listed: BTreeSet<InstanceId> },
     DriverCreates { instance: InstanceId, ticket: u64 },
     DriverKills { life: u64, instance: InstanceId },
     DriverNotices { life: u64, instance: InstanceId },
@@ -170,6 +172,7 @@ impl World {
             Action::EngineCommits { epoch } => self.engine_commits(epoch),
             Action::EngineReturns => self.engine_returns(),
             Action::DriverLists { epoch } => self.driver_lists(epoch),
+            Action::DriverAnswers { epoch, listed } => self.driver_answers(epoch, &listed),
             Action::DriverCreates { instance, ticket } => self.driver_creates(instance, ticket),
             Action::DriverKills { life, instance } => self.driver_kills(life, instance),
             Action::DriverNotices { life, instance } => self.driver_notices(life, instance),
@@ -337,6 +340,7 @@ impl Action {
             | Action::EngineCommits { .. }
             | Action::EngineReturns
             | Action::DriverLists { .. }
+            | Action::DriverAnswers { .. }
             | Action::BridgeConnects { .. }
             | Action::FrameUp { .. }
             | Action::FrameDown { .. }

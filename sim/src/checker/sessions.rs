@@ -1,8 +1,9 @@
-//! The judge of lives: phases and their reasons, generations, stops, starts and the pauses between them.
+//! The judge of lives: phases and their reasons, generations, stops, starts and the pauses between
+//! them.
 //!
-//! Owner: `Checker`. Invariants: the books of a session are kept from committed writes and from what its instances were
-//! heard to say, never from the core's memory; times are true times, so that a clock that lies is found.
-//! Absent: messages' texts and answers (`checker`).
+//! Owner: `Checker`. Invariants: the books of a session are kept from committed writes and from
+//! what its instances were heard to say, never from the core's memory; times are true times, so
+//! that a clock that lies is found. Absent: messages' texts and answers (`checker`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -31,6 +32,9 @@ pub(super) struct Watch {
     active_at: u64,
     /// Holds that its live instance declared: when each is over.
     holds: BTreeMap<String, u64>,
+    /// The same as the agent itself knows them: it may have given up one that the daemon still
+    /// counts.
+    true_holds: BTreeMap<String, u64>,
     queue: BTreeSet<MessageId>,
     turn: Option<TurnId>,
     failures: u32,
@@ -63,6 +67,7 @@ impl Watch {
             generation: Generation::default(),
             active_at: 0,
             holds: BTreeMap::new(),
+            true_holds: BTreeMap::new(),
             queue: BTreeSet::new(),
             turn: None,
             failures: 0,
@@ -207,6 +212,11 @@ impl Checker {
         self.watches.values_mut().find(|watch| watch.queue.contains(&message))
     }
 
+    /// An agent took a hold, or changed the end of one.
+    pub(crate) fn held(&mut self, session: &SessionId, name: &str, until: u64) {
+        self.watch(session).true_holds.insert(name.to_owned(), until);
+    }
+
     /// A message that is to be tried again may be tried again.
     fn check_attempts(&self, message: MessageId, turn: Option<TurnId>, excused: u32) -> Checked {
         let session = self.watches.iter().find(|watch| watch.1.queue.contains(&message));
@@ -290,7 +300,8 @@ impl Checker {
         })
     }
 
-    /// A new supervisor: what only memory knew starts anew, and pauses go on as far as the wall clock tells.
+    /// A new supervisor: what only memory knew starts anew, and pauses go on as far as the wall
+    /// clock tells.
     pub(crate) fn rebuilt(&mut self, at: u64, wall: Wall) {
         let wall_clock_moved = std::mem::take(&mut self.wall_clock_moves) > 0;
         for watch in self.watches.values_mut() {
@@ -332,7 +343,9 @@ fn check_idle_stop(id: &SessionId, watch: &Watch, policy: &AgentPolicy, at: u64)
     if !watch.queue.is_empty() || watch.turn.is_some() {
         return broken(format!("idle, and {:?} wait", watch.queue));
     }
-    if let Some((name, until)) = watch.holds.iter().find(|hold| *hold.1 > at) {
+    let is_true = |name: &str| watch.true_holds.get(name).is_some_and(|until| *until > at);
+    let mut holds = watch.holds.iter();
+    if let Some((name, until)) = holds.find(|hold| *hold.1 > at && is_true(hold.0)) {
         return broken(format!("idle, and {name:?} holds it for {} ms more", until - at));
     }
     let idle_ms = at - watch.active_at;
