@@ -1,10 +1,12 @@
 //! One session: its phase, its queue, its one instance. See `phase` for the diagram.
 //!
-//! One file per verb: `start` (until the agent is ready) · `turn` (messages and replies) · `drain` (asked to stop) ·
-//! `exit` (what a death means). This file holds the state, the phase × event table, and the deadlines.
+//! One file per verb: `start` (until the agent is ready) · `turn` (messages and replies) · `drain`
+//! (asked to stop) · `exit` (what a death means). This file holds the state, the phase × event
+//! table, and the deadlines.
 //!
-//! Owner: `Supervisor`. Invariants, asserted after every event: an instance exists exactly in the phases that have one; a
-//! message is leased exactly while a turn runs; a turn runs only on a ready instance.
+//! Owner: `Supervisor`. Invariants, asserted after every event: an instance exists exactly in the
+//! phases that have one; a message is leased exactly while a turn runs; a turn runs only on a ready
+//! instance.
 //! Absent: other sessions, admission of starts, IO.
 
 pub mod phase;
@@ -75,7 +77,8 @@ struct Instance {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
-    Attached { since: Monotonic },
+    /// From `holds_known_at` on, what its bridge has not said to hold it does not.
+    Attached { holds_known_at: Monotonic },
     Detached { since: Monotonic },
 }
 
@@ -128,7 +131,8 @@ impl Session {
         }
     }
 
-    /// A session as the store has it. An instance that it had is not connected until its bridge says hello.
+    /// A session as the store has it. An instance that it had is not connected until its bridge
+    /// says hello.
     pub(crate) fn restored(stored: StoredSession, now: Now) -> Self {
         let record = stored.record;
         let queue = Queue::restored(stored.deliveries);
@@ -263,7 +267,8 @@ impl Session {
         }
     }
 
-    /// When this session wants to be called next, whatever else happens. Timers are data: nothing is armed or cancelled.
+    /// When this session wants to be called next, whatever else happens. Timers are data: nothing
+    /// is armed or cancelled.
     pub(crate) fn deadline(&self, now: Monotonic, policy: &AgentPolicy) -> Option<Monotonic> {
         let unreachable_at = || match self.instance().link {
             Link::Attached { .. } => None,
@@ -427,11 +432,10 @@ impl Instance {
         self.boot.is_some() || self.ready_at.is_some() || self.turn.is_some()
     }
 
-    /// When nothing will have needed it for the whole idle limit. `None`: only its bridge could tell
-    /// what holds it, and that is away.
+    /// When nothing will have needed it for the whole idle limit. `None`: only its bridge could
+    /// tell what holds it, and that is away.
     fn idle_at(&self, now: Monotonic, policy: &AgentPolicy) -> Option<Monotonic> {
-        let Link::Attached { since } = self.link else { return None };
-        let holds_known_at = since + limits::HOLDS_RETOLD_WITHIN;
+        let Link::Attached { holds_known_at } = self.link else { return None };
         let idle_at = holds_known_at.max(self.last_activity + policy.stop_after);
         Some(self.holds.held_until(now).map_or(idle_at, |held_until| held_until.max(idle_at)))
     }

@@ -1,8 +1,10 @@
 //! From the start command to a ready agent, and the bridge's comings and goings.
 //!
-//! Owner: `Session`. Invariants: a start raises the generation, and the command goes out only after that is on disk; a
-//! bridge of the wrong boot is refused before it executes anything (FAULTS I7).
+//! Owner: `Session`. Invariants: a start raises the generation, and the command goes out only after
+//! that is on disk; a bridge of the wrong boot is refused before it executes anything (FAULTS I7).
 //! Absent: which of many sessions may start (`supervisor`).
+
+use std::time::Duration;
 
 use crate::backoff;
 use crate::cause::Cause;
@@ -10,6 +12,7 @@ use crate::command::{Command, News};
 use crate::event::AgentState;
 use crate::id::{BootId, TurnId};
 use crate::journal::Because;
+use crate::limits;
 use crate::record::StopReason;
 use crate::session::phase::Phase;
 use crate::session::{Context, Due, Instance, Link, Session};
@@ -53,7 +56,12 @@ impl Session {
             return;
         }
         let is_first_hello = instance.boot.replace(boot).is_none();
-        instance.link = Link::Attached { since: ctx.now.monotonic };
+        let holds_known_after = match agent {
+            // What was never executed holds nothing.
+            AgentState::NotLaunched => Duration::ZERO,
+            AgentState::Starting | AgentState::Ready => limits::HOLDS_RETOLD_WITHIN,
+        };
+        instance.link = Link::Attached { holds_known_at: ctx.now.monotonic + holds_known_after };
         let launch = phase == Phase::Starting && agent == AgentState::NotLaunched;
         ctx.effects.command(Command::AdmitBridge { instance: instance_id, boot, launch });
         match (phase, agent) {
@@ -77,7 +85,8 @@ impl Session {
         }
     }
 
-    /// A turn whose frame was lost with the connection or the daemon is delivered again, under the same id.
+    /// A turn whose frame was lost with the connection or the daemon is delivered again, under the
+    /// same id.
     fn reconcile_turn(&mut self, held: &[TurnId], ctx: &mut Context<'_>) {
         let Some(turn) = self.turn() else { return };
         if !held.contains(&turn) {

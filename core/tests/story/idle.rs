@@ -426,3 +426,23 @@ fn a_bridge_that_came_back_has_a_moment_to_say_what_holds_it_and_no_more() {
         "#]],
     );
 }
+
+/// Nothing lasts from before the first hello, so there is nothing to wait for.
+#[test]
+fn an_idle_limit_shorter_than_that_moment_is_kept_by_an_agent_that_was_just_started() {
+    check(
+        r#"agent a: idle 2s
+           given send m1 to a/k · bridge attaches · ready · agent answers m1 "1"
+           +1s999ms
+           +1ms"#,
+        expect![[r#"
+            0s          +1s999ms
+            1s999ms     +1ms
+            2s          …
+                journal: awake → stopping: nothing happened for 2 s, and nothing needs it
+                command: stop a/k#1, grace 10 s
+            a/k stopping, generation 1
+              m1 answered "1"
+        "#]],
+    );
+}
