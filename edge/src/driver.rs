@@ -199,13 +199,6 @@ pub enum StartError {
 pub enum KillError {
     #[error("something of {instance} still lives: {what}")]
     StillAlive { instance: InstanceId, what: String },
-    #[error("{} could not be {doing}", path.display())]
-    Io {
-        doing: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// Why something of an instance is left.

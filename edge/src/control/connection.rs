@@ -25,6 +25,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
@@ -193,6 +194,10 @@ async fn listen(
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
             Some(Ok(Message::Binary(_))) => return Fault::Binary.into(),
             Some(Ok(Message::Close(_))) | None => return Over::Closed,
+            // How every bridge ends: a process that is gone says no goodbye.
+            Some(Err(SocketError::Protocol(ProtocolError::ResetWithoutClosingHandshake))) => {
+                return Over::Closed;
+            }
             Some(Err(error)) => return Over::Broken(error),
         };
         let frame = match parsed(&text) {

@@ -147,7 +147,7 @@ impl Drop for ProcessDriver {
         for entry in self.shared.lock().values() {
             entry.task.abort();
         }
-        self.shared.cgroups.leave();
+        self.shared.cgroups.remove_deployment_folders();
     }
 }
 

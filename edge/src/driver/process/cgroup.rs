@@ -155,22 +155,11 @@ impl Cgroups {
         }
     }
 
-    /// For a deployment that starts nothing. A folder with something in it stays.
+    /// When the deployment is left. A folder in which an instance lives on stays.
     pub(super) fn remove_deployment_folders(&self) {
         for folder in self.deployment_folders() {
             if let Err(error) = fs::remove_dir(&folder) {
                 tracing::debug!(group = %folder.display(), %error, "a control group stays");
-            }
-        }
-    }
-
-    /// Removes the deployment's own groups, if no instance has one in them.
-    pub(super) fn leave(&self) {
-        for folder in self.deployment_folders() {
-            match fs::remove_dir(&folder) {
-                Ok(()) => {}
-                // Instances live on in it, or it was never made.
-                Err(error) => tracing::debug!(group = %folder.display(), %error, "it stays"),
             }
         }
     }
