@@ -5,8 +5,8 @@
 //!  arguments ─▶ command ─▶ client ─▶ HTTP ─▶ shape ─▶ rendered text ─▶ terminal
 //! ```
 //!
-//! Owner: `main`. Invariants: it speaks to the daemon over HTTP only, like every other client; output
-//! goes through `terminal` alone. Absent: the daemon (`run`), decisions, the store.
+//! Owner: `main`. Invariants: it speaks to the daemon over HTTP only, like every other client;
+//! output goes through `terminal` alone. Absent: the daemon (`run`), decisions, the store.
 
 mod agents;
 mod arguments;
@@ -105,8 +105,8 @@ fn run(arguments: Arguments, terminal: &mut Terminal) -> Result<(), CommandError
     let Arguments { common, command } = arguments;
     let options = common.options();
     match command {
-        Command::Up => crate::run::up(&options).map_err(CommandError::Run),
-        Command::Serve => crate::run::serve(&options).map_err(CommandError::Run),
+        Command::Up => crate::run::up(&options).map_err(run_failed),
+        Command::Serve => crate::run::serve(&options).map_err(run_failed),
         Command::Doctor => doctor(&common, terminal),
         Command::Completions { shell } => completions(shell, terminal),
         Command::ExitCodes => exit_codes(&common, terminal),
@@ -124,6 +124,10 @@ fn run(arguments: Arguments, terminal: &mut Terminal) -> Result<(), CommandError
             result
         }
     }
+}
+
+fn run_failed(error: crate::run::RunError) -> CommandError {
+    CommandError::Run(Box::new(error))
 }
 
 fn context<'t>(common: &Common, terminal: &'t mut Terminal) -> Result<Context<'t>, CommandError> {

@@ -6,9 +6,9 @@
 //!  kernel, limits, control groups ──┘
 //! ```
 //!
-//! Owner: `cli`. Invariants: `Fail` stands for what prevents `up`, and for nothing else; what is tried
-//! is taken back (a file, a control group, a bound port); a fact was observed here and now. Absent:
-//! repairs.
+//! Owner: `cli`. Invariants: `Fail` stands for what prevents `up`, and for nothing else; what is
+//! tried is taken back (a file, a control group, a bound port); a fact was observed here and now.
+//! Absent: repairs.
 
 mod disk;
 mod machine;

@@ -7,7 +7,7 @@ use super::scrub::shortened;
 use super::table::Table;
 use crate::api::shape::AgentView;
 
-const COMMAND_CHARACTERS_MAX: usize = 60;
+const COMMAND_CHARACTERS_MAX: usize = 42;
 
 pub(crate) async fn agents(context: &mut Context<'_>) -> Result<(), CommandError> {
     let agents = whole_list(&context.client, "/v1/agents").await?;
@@ -62,8 +62,8 @@ mod tests {
         let agents = [agent("python", &[]), agent("openclaw", &["node is not in PATH"])];
         expect![[r#"
             AGENT     DRIVER   ADAPTER  AWAKE  SESSIONS  COMMAND
-            python    process  jsonl    1      20        python3 xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
-            openclaw  process  jsonl    1      20        python3 xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
+            python    process  jsonl    1      20        python3 xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
+            openclaw  process  jsonl    1      20        python3 xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
 
             openclaw cannot run here: node is not in PATH
         "#]]

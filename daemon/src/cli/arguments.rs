@@ -22,8 +22,8 @@ Examples:
 
 Exit codes: dormouse help exit-codes";
 
-/// Dormouse keeps AI agents answering: a message wakes its agent, waits on disk until it is answered,
-/// and lets the agent sleep again. When an agent dies, Dormouse says why.
+/// Dormouse keeps AI agents answering: a message wakes its agent, waits on disk until it is
+/// answered, and lets the agent sleep again. When an agent dies, Dormouse says why.
 #[derive(Debug, Parser)]
 #[command(name = "dormouse", version, after_help = TOP_EXAMPLES, arg_required_else_help = true)]
 #[command(disable_help_subcommand = false, propagate_version = false)]
@@ -119,10 +119,10 @@ fn exit_codes_help() -> String {
 
 /// Send a message to an agent and print its reply.
 ///
-/// The message is on disk before the daemon says so, and is kept until it is answered: neither Ctrl-C
-/// nor a restart of the daemon loses it. On a terminal the reply appears as it is written; into a pipe
-/// or file only the finished reply goes, unless --stream is given. What happens meanwhile is told on
-/// standard error.
+/// The message is on disk before the daemon says so, and is kept until it is answered: neither
+/// Ctrl-C nor a restart of the daemon loses it. On a terminal the reply appears as it is written;
+/// into a pipe or file only the finished reply goes, unless --stream is given. What happens
+/// meanwhile is told on standard error.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -143,11 +143,13 @@ pub(crate) struct Send {
     /// Print the message's id as soon as it is accepted, and do not wait for the reply.
     #[arg(long)]
     pub(crate) no_wait: bool,
-    /// Print the reply as it is written, even into a pipe. If the agent fails on the way and is tried
-    /// again, the reply starts again after a line of its own. With --json: one event per line.
+    /// Print the reply as it is written, even into a pipe. If the agent fails on the way and is
+    /// tried again, the reply starts again after a line of its own. With --json: one event per
+    /// line.
     #[arg(long, conflicts_with = "no_wait")]
     pub(crate) stream: bool,
-    /// The same key with the same text is one message, however often it is sent (for a day at least).
+    /// The same key with the same text is one message, however often it is sent (for a day at
+    /// least).
     #[arg(long, value_name = "TEXT", value_parser = idempotency_key)]
     pub(crate) idempotency_key: Option<String>,
 }

@@ -1,8 +1,8 @@
 //! `chat`: a conversation, line by line.
 //!
-//! Invariants: one message at a time, in the order of the lines; a failed message ends the conversation
-//! only if the daemon is gone. Ctrl-C ends the waiting, not the message; Ctrl-D ends the conversation.
-//! Absent: editing of lines beyond what the terminal does itself.
+//! Invariants: one message at a time, in the order of the lines; a failed message ends the
+//! conversation only if the daemon is gone. Ctrl-C ends the waiting, not the message; Ctrl-D ends
+//! the conversation. Absent: editing of lines beyond what the terminal does itself.
 
 use std::io::{self, BufRead, IsTerminal};
 
@@ -73,7 +73,7 @@ async fn one_turn(
     let idempotency_key = fresh_key();
     let turn = Turn { session, text, idempotency_key: &idempotency_key };
     let is_streamed = is_streamed && !context.as_json;
-    let message = turn.to_its_end(is_streamed, context).await?;
+    let message = turn.run_to_its_end(is_streamed, context).await?;
     match message.state {
         MessageState::Answered => Ok(()),
         _ => Err(CommandError::NotAnswered(Box::new(message))),

@@ -1,7 +1,8 @@
 //! The HTTP client of the command line: one connection per request, JSON and streams.
 //!
-//! Owner: the command that runs. Invariants: every wait has an end; nothing is retried here (`follow`
-//! knows what may be asked twice); an answer is bounded in size. Absent: TLS, proxies, redirects.
+//! Owner: the command that runs. Invariants: every wait has an end; nothing is retried here
+//! (`follow` knows what may be asked twice); an answer is bounded in size. Absent: TLS, proxies,
+//! redirects.
 
 use std::io;
 use std::time::Duration;
@@ -46,7 +47,7 @@ pub(crate) enum ClientError {
     Silent { url: String, span: Duration },
     #[error("{}", detail.message)]
     Answered { status: u16, detail: Box<ErrorDetail>, had_key: bool },
-    #[error("what answers at {url} is no dormouse, or one of another version: {what}")]
+    #[error("what answers at {url} is no dormouse, or another version: {what}")]
     NotUnderstood { url: String, what: String },
 }
 

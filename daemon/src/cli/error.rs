@@ -1,7 +1,8 @@
 //! Errors of commands, as their users see them: what failed, why, and what to do next.
 //!
-//! Owner: `CommandError::report` alone chooses the words and the exit code. Invariants: an inner error
-//! is said once; foreign words are escaped by the terminal. Absent: anything about single commands.
+//! Owner: `CommandError::report` alone chooses the words and the exit code. Invariants: an inner
+//! error is said once; foreign words are escaped by the terminal. Absent: anything about single
+//! commands.
 
 use std::error::Error;
 use std::io;
@@ -28,14 +29,8 @@ pub(crate) enum CommandError {
     Output(#[from] OutputError),
     #[error("the message {} was not answered", .0.message_id)]
     NotAnswered(Box<Message>),
-    #[error("waiting for the reply failed")]
-    Follow {
-        message_id: Option<MessageId>,
-        session: SessionId,
-        idempotency_key: String,
-        #[source]
-        source: FollowError,
-    },
+    #[error(transparent)]
+    Lost(#[from] Box<Lost>),
     #[error("stopped waiting")]
     Interrupted { message_id: Option<MessageId> },
     #[error("the message cannot be read from standard input")]
@@ -46,13 +41,26 @@ pub(crate) enum CommandError {
     FilesNotSupported { path: PathBuf },
     #[error("'{name}' cannot stand for the key's subject as well as for its name")]
     KeyName { name: String },
+    #[error("{session} was not started so often; its newest start is #{newest}")]
+    NoSuchStart { session: SessionId, newest: u64 },
     #[error(transparent)]
-    Run(crate::run::RunError),
+    Run(Box<crate::run::RunError>),
     #[error("the runtime of the program could not be started")]
     Runtime(#[source] io::Error),
     /// Each was reported; what is left is the code.
     #[error("some of it failed")]
     Several { first: Exit },
+}
+
+/// A message was followed no longer.
+#[derive(Debug, thiserror::Error)]
+#[error("waiting for the reply failed")]
+pub(crate) struct Lost {
+    pub(crate) message_id: Option<MessageId>,
+    pub(crate) session: SessionId,
+    pub(crate) idempotency_key: String,
+    #[source]
+    pub(crate) source: FollowError,
 }
 
 /// What is printed of an error.
@@ -63,12 +71,13 @@ pub(crate) struct Report {
     pub(crate) code: String,
     pub(crate) what: String,
     pub(crate) why: Option<String>,
-    pub(crate) next: Option<String>,
+    /// A line each.
+    pub(crate) next: Vec<String>,
 }
 
 impl Report {
     fn new(exit: Exit, code: &str, what: impl ToString) -> Self {
-        Self { exit, code: code.to_owned(), what: what.to_string(), why: None, next: None }
+        Self { exit, code: code.to_owned(), what: what.to_string(), why: None, next: Vec::new() }
     }
 
     fn because(mut self, error: &dyn Error) -> Self {
@@ -76,14 +85,16 @@ impl Report {
         self
     }
 
-    fn next(mut self, words: impl Into<String>) -> Self {
-        self.next = Some(words.into()).filter(|words: &String| !words.is_empty());
+    /// In place of what was said before.
+    fn next<const LINES: usize>(mut self, lines: [&str; LINES]) -> Self {
+        let said = lines.iter().filter(|line| !line.is_empty());
+        self.next = said.map(|line| (*line).to_owned()).collect();
         self
     }
 
     pub(crate) fn print(&self, terminal: &mut Terminal, as_json: bool) {
         if as_json {
-            let hint = self.next.clone().unwrap_or_default();
+            let hint = self.next.join("; ");
             let mut error = json!({"code": self.code, "message": self.what, "hint": hint});
             if let Some(why) = &self.why {
                 error["cause"] = json!(why);
@@ -96,7 +107,7 @@ impl Report {
         if let Some(why) = &self.why {
             terminal.note(Tone::Plain, &format!("  why:  {why}"));
         }
-        if let Some(next) = &self.next {
+        for next in &self.next {
             terminal.note(Tone::Plain, &format!("  next: {next}"));
         }
     }
@@ -120,34 +131,34 @@ impl CommandError {
     /// `None`: the reader went away, and there is nothing to say and nobody to say it to.
     pub(crate) fn report(&self) -> Option<Report> {
         let report = match self {
-            Self::Output(OutputError::ReaderGone)
-            | Self::Follow { source: FollowError::Output(OutputError::ReaderGone), .. }
-            | Self::Several { .. } => return None,
+            Self::Output(OutputError::ReaderGone) | Self::Several { .. } => return None,
+            Self::Lost(lost) => return lost.report(),
             Self::Output(error) => output_report(error),
             Self::Client(error) => client_report(error),
             Self::Target(error) => target_report(error),
             Self::NotAnswered(message) => not_answered_report(message),
-            Self::Follow { message_id, session, idempotency_key, source } => {
-                follow_report(*message_id, session, idempotency_key, source)
-            }
             Self::Interrupted { message_id } => interrupted_report(*message_id),
             Self::Input(_) => Report::new(Exit::Usage, "bad_input", self)
                 .because(self)
-                .next("give UTF-8 text; other kinds of files cannot be sent in this version"),
+                .next(["give UTF-8 text; other files cannot be sent in this version"]),
             Self::InputTooLong => Report::new(Exit::Usage, "too_long", self)
-                .next("put it into several messages, or where the agent can fetch it"),
+                .next(["put it into several messages, or where the agent can fetch it"]),
             Self::FilesNotSupported { path } => {
                 let words = format!("send a text file as the message: … - < {}", path.display());
-                Report::new(Exit::NotSupported, "files_not_supported", self).next(words)
+                Report::new(Exit::NotSupported, "files_not_supported", self).next([&words])
             }
             Self::KeyName { .. } => Report::new(Exit::Usage, "bad_subject", self)
-                .next("say with --subject whom the key stands for, for example --subject bot"),
+                .next(["say with --subject whom the key stands for: --subject bot"]),
+            Self::NoSuchStart { session, .. } => {
+                let words = format!("dormouse why {session} has the timeline");
+                Report::new(Exit::NotFound, "no_such_start", self).next([&words])
+            }
             Self::Run(source) => Report::new(Exit::Failed, "daemon_failed", source)
                 .because(source)
-                .next("`dormouse doctor` shows what this machine lacks"),
+                .next(["dormouse doctor shows what this machine lacks"]),
             Self::Runtime(_) => Report::new(Exit::LocalFault, "no_runtime", self)
                 .because(self)
-                .next("look at the limits of open files and processes (ulimit -a)"),
+                .next(["look at the limits of open files and processes (ulimit -a)"]),
         };
         Some(report)
     }
@@ -163,30 +174,34 @@ impl CommandError {
 fn output_report(error: &OutputError) -> Report {
     Report::new(Exit::LocalFault, "output", error)
         .because(error)
-        .next("look at the free space where the output goes")
+        .next(["look at the free space where the output goes"])
 }
 
 fn client_report(error: &ClientError) -> Report {
     match error {
-        ClientError::Unreachable { .. } => Report::new(Exit::Unreachable, "unreachable", error)
-            .because(error)
-            .next("look whether it runs and where it listens: dormouse doctor; another one: --url"),
+        ClientError::Unreachable { .. } => {
+            Report::new(Exit::Unreachable, "unreachable", error).because(error).next([
+                "dormouse doctor says whether one runs here",
+                "--url and --data say where to look for it",
+            ])
+        }
         ClientError::Cut { .. } | ClientError::Silent { .. } => {
             Report::new(Exit::Unreachable, "cut", error)
                 .because(error)
-                .next("try again; if it stays so, look at the log of the daemon")
+                .next(["try again; if it stays so, look at the log of the daemon"])
         }
         ClientError::NotUnderstood { .. } => Report::new(Exit::DaemonFault, "no_sense", error)
-            .next("look whether --url leads to a dormouse of this version (dormouse --version)"),
+            .next(["look whether --url leads to a dormouse of this version (dormouse --version)"]),
         ClientError::Answered { status, detail, had_key } => {
             let exit = Exit::of_status(*status);
-            let mut next = detail.hint.clone();
+            let report = Report::new(exit, &detail.code, &detail.message);
             if exit == Exit::NotAllowed && !had_key {
-                next = "no key was given: set DORMOUSE_KEY, or name with --data the folder where \
-                        the daemon on this machine keeps operator.key"
-                    .to_owned();
+                return report.next([
+                    "set DORMOUSE_KEY; no key was given",
+                    "or name the data folder of this machine's daemon with --data",
+                ]);
             }
-            Report::new(exit, &detail.code, &detail.message).next(next)
+            report.next([&detail.hint])
         }
     }
 }
@@ -194,70 +209,78 @@ fn client_report(error: &ClientError) -> Report {
 fn target_report(error: &TargetError) -> Report {
     match error {
         TargetError::Url { .. } => Report::new(Exit::Usage, "bad_url", error)
-            .next("write --url or DORMOUSE_URL like http://127.0.0.1:7766"),
+            .next(["write --url or DORMOUSE_URL like http://127.0.0.1:7766"]),
         TargetError::Https => Report::new(Exit::NotSupported, "https_not_supported", error)
-            .next("use http:// on this machine, or a tunnel such as ssh -L 7766:127.0.0.1:7766"),
+            .next(["use http:// on this machine, or a tunnel: ssh -L 7766:127.0.0.1:7766 HOST"]),
         TargetError::KeyFile { .. } => Report::new(Exit::LocalFault, "key_file", error)
             .because(error)
-            .next("run it as the user of the daemon, or give a key in DORMOUSE_KEY"),
+            .next(["run it as the user of the daemon, or give a key in DORMOUSE_KEY"]),
         TargetError::KeyText { .. } => Report::new(Exit::Usage, "bad_key", error)
-            .next("give the whole key as it was printed when it was made"),
+            .next(["give the whole key as it was printed when it was made"]),
     }
 }
 
 fn not_answered_report(message: &Message) -> Report {
     let id = message.message_id;
-    let (what, next) = match message.state {
-        MessageState::Cancelled => (
-            format!("the message {id} was dropped before it was answered"),
-            format!("dormouse why {id} says by whom"),
-        ),
-        _ => (
-            format!("the message {id} was given up after {} attempts", message.attempts),
-            format!("dormouse why {id}; try it again: dormouse queue redrive {id}"),
-        ),
-    };
     let code = message.cause.map_or("not_answered", |cause| cause.code());
-    let mut report = Report::new(Exit::Failed, code, what).next(next);
+    let why = format!("dormouse why {id}");
+    let mut report = match message.state {
+        MessageState::Cancelled => {
+            let what = format!("the message {id} was dropped before it was answered");
+            Report::new(Exit::Failed, code, what).next([&why])
+        }
+        _ => {
+            let what = format!("the message {id} was given up after {} attempts", message.attempts);
+            let again = format!("dormouse queue redrive {id}");
+            Report::new(Exit::Failed, code, what).next([&why, &again])
+        }
+    };
     let cause_text = message.cause_text.clone();
     let words: Vec<String> = cause_text.into_iter().chain(message.detail.clone()).collect();
     report.why = (!words.is_empty()).then(|| format!("{} [{code}]", words.join(": ")));
     report
 }
 
-fn follow_report(
-    message_id: Option<MessageId>,
-    session: &SessionId,
-    idempotency_key: &str,
-    source: &FollowError,
-) -> Report {
-    let again = match message_id {
-        Some(id) => format!("the message is safe; see it with dormouse why {id}"),
-        None => format!(
-            "it is not known whether the message was accepted; to send it without running it twice: \
-             dormouse send --idempotency-key {idempotency_key} {session} …"
-        ),
-    };
-    match source {
-        FollowError::Client(error) if message_id.is_none() => client_report(error),
-        FollowError::Client(error) => client_report(error).next(again),
-        FollowError::Output(error) => output_report(error).next(again),
-        FollowError::Told(detail) => Report::new(Exit::Failed, &detail.code, source)
-            .next(format!("{} {again}", detail.hint).trim().to_owned()),
-        FollowError::StayedAway { .. } => {
-            Report::new(Exit::Unreachable, "stayed_away", source).because(source).next(again)
+impl Lost {
+    fn report(&self) -> Option<Report> {
+        let source = &self.source;
+        let report = match source {
+            FollowError::Output(OutputError::ReaderGone) => return None,
+            FollowError::Client(error) => client_report(error),
+            FollowError::Output(error) => output_report(error),
+            FollowError::Told(detail) => {
+                Report::new(Exit::Failed, &detail.code, source).next([&detail.hint])
+            }
+            FollowError::StayedAway { .. } => {
+                Report::new(Exit::Unreachable, "stayed_away", source).because(source)
+            }
+        };
+        let is_refused = matches!(source, FollowError::Client(_)) && self.message_id.is_none();
+        if is_refused {
+            return Some(report);
         }
+        Some(match self.message_id {
+            Some(id) => {
+                report.next(["the message is safe; see it with:", &format!("dormouse why {id}")])
+            }
+            None => report.next([
+                "it is not known whether it was accepted; to send it and not run it twice:",
+                &format!(
+                    "dormouse send --idempotency-key {} {} …",
+                    self.idempotency_key, self.session
+                ),
+            ]),
+        })
     }
 }
 
 fn interrupted_report(message_id: Option<MessageId>) -> Report {
+    let report = |what| Report::new(Exit::Interrupted, "interrupted", what);
     match message_id {
-        Some(id) => Report::new(Exit::Interrupted, "interrupted", "stopped waiting").next(format!(
-            "the message goes on; see it with dormouse why {id}, drop it with dormouse queue drop {id}"
-        )),
+        Some(id) => report("stopped waiting; the message goes on")
+            .next([&format!("dormouse why {id}"), &format!("dormouse queue drop {id}")]),
         None => {
-            Report::new(Exit::Interrupted, "interrupted", "stopped before an answer came")
-                .next("dormouse ps shows what is going on")
+            report("stopped before an answer came").next(["dormouse ps shows what is going on"])
         }
     }
 }
@@ -274,7 +297,8 @@ mod tests {
         let screen = Screen::default();
         let report = error.report().unwrap();
         report.print(&mut screen.terminal(), false);
-        expected.assert_eq(&format!("{}exit {}\n", screen.err.text(), report.exit.code()));
+        let text = screen.err.text().replace(&"0".repeat(31), "…");
+        expected.assert_eq(&format!("{text}exit {}\n", report.exit.code()));
     }
 
     fn answered(status: u16, code: &str, had_key: bool) -> CommandError {
@@ -298,7 +322,8 @@ mod tests {
             expect![[r#"
                 error: no dormouse answers at http://127.0.0.1:7766; start one with `dormouse up`
                   why:  connection refused
-                  next: look whether it runs and where it listens: dormouse doctor; another one: --url
+                  next: dormouse doctor says whether one runs here
+                  next: --url and --data say where to look for it
                 exit 3
             "#]],
         );
@@ -322,11 +347,12 @@ mod tests {
             answered(401, "no_key", false),
             expect![[r#"
                 error: it is no_key\u{1b}[2J
-                  next: no key was given: set DORMOUSE_KEY, or name with --data the folder where the daemon on this machine keeps operator.key
+                  next: set DORMOUSE_KEY; no key was given
+                  next: or name the data folder of this machine's daemon with --data
                 exit 4
             "#]],
         );
-        assert_eq!(answered(403, "wrong", true).report().unwrap().next.unwrap(), "do something");
+        assert_eq!(answered(403, "wrong", true).report().unwrap().next, ["do something"]);
     }
 
     #[test]
@@ -334,14 +360,15 @@ mod tests {
         let message = serde_json::from_value(json!({
             "message_id": "msg_00000000000000000000000000000001", "session": "python/main",
             "state": "dead", "attempts": 3, "accepted_at_ms": 1, "cause": "agent_out_of_memory",
-            "cause_text": "the agent needed more memory than it may use", "detail": "limit 512 MiB",
+            "cause_text": "it needed too much memory", "detail": "limit 512 MiB",
         }));
         check(
             CommandError::NotAnswered(message.unwrap()),
             expect![[r#"
-                error: the message msg_00000000000000000000000000000001 was given up after 3 attempts
-                  why:  the agent needed more memory than it may use: limit 512 MiB [agent_out_of_memory]
-                  next: dormouse why msg_00000000000000000000000000000001; try it again: dormouse queue redrive msg_00000000000000000000000000000001
+                error: the message msg_…1 was given up after 3 attempts
+                  why:  it needed too much memory: limit 512 MiB [agent_out_of_memory]
+                  next: dormouse why msg_…1
+                  next: dormouse queue redrive msg_…1
                 exit 1
             "#]],
         );
@@ -349,23 +376,25 @@ mod tests {
 
     #[test]
     fn a_lost_contact_says_whether_the_message_is_safe() {
-        let away = |message_id| CommandError::Follow {
-            message_id,
-            session: "python/main".parse().unwrap(),
-            idempotency_key: "k1".to_owned(),
-            source: FollowError::StayedAway {
-                source: ClientError::Silent {
-                    url: "http://x".to_owned(),
-                    span: std::time::Duration::from_secs(5),
-                },
-            },
+        let away = |message_id| {
+            let source = ClientError::Silent {
+                url: "http://x".to_owned(),
+                span: std::time::Duration::from_secs(5),
+            };
+            CommandError::from(Box::new(Lost {
+                message_id,
+                session: "python/main".parse().unwrap(),
+                idempotency_key: "k1".to_owned(),
+                source: FollowError::StayedAway { source },
+            }))
         };
         check(
             away(Some(MessageId(1))),
             expect![[r#"
                 error: the daemon went away and did not come back
                   why:  http://x was silent for 5 s
-                  next: the message is safe; see it with dormouse why msg_00000000000000000000000000000001
+                  next: the message is safe; see it with:
+                  next: dormouse why msg_…1
                 exit 3
             "#]],
         );
@@ -374,7 +403,8 @@ mod tests {
             expect![[r#"
                 error: the daemon went away and did not come back
                   why:  http://x was silent for 5 s
-                  next: it is not known whether the message was accepted; to send it without running it twice: dormouse send --idempotency-key k1 python/main …
+                  next: it is not known whether it was accepted; to send it and not run it twice:
+                  next: dormouse send --idempotency-key k1 python/main …
                 exit 3
             "#]],
         );

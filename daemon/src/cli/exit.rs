@@ -1,7 +1,8 @@
-//! The exit codes of the command line: one closed list, which the help, the docs and the tests read.
+//! The exit codes of the command line: one closed list, which the help, the docs and the tests
+//! read.
 //!
-//! Owner: this enum; docs/exit-codes.md repeats it and a test compares them. Invariant: a code, once
-//! released, keeps its meaning. Absent: the words of single errors (`error`).
+//! Owner: this enum; docs/exit-codes.md repeats it and a test compares them. Invariant: a code,
+//! once released, keeps its meaning. Absent: the words of single errors (`error`).
 
 use std::fmt::Write;
 use std::process::ExitCode;

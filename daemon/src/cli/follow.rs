@@ -7,10 +7,10 @@
 //!                                 pause ─▶ GET /v1/messages/ID (Last-Event-ID) ─▶ events … ─▶ done
 //! ```
 //!
-//! Owner: `send` and `chat`. Invariants: a message is submitted under one idempotency key, so asking
-//! again never runs it twice; what the audience was given is at each moment a prefix of one attempt's
-//! text, and at the end the whole reply; a daemon that never answered is an error at once, one that
-//! went away is waited for. Absent: words for people (`send`).
+//! Owner: `send` and `chat`. Invariants: a message is submitted under one idempotency key, so
+//! asking again never runs it twice; what the audience was given is at each moment a prefix of one
+//! attempt's text, and at the end the whole reply; a daemon that never answered is an error at
+//! once, one that went away is waited for. Absent: words for people (`send`).
 
 use std::time::Duration;
 
@@ -139,7 +139,7 @@ impl<'a> Follower<'a> {
     }
 
     /// Submits the message and returns it when it has ended, its reply given to `audience`.
-    pub(crate) async fn to_its_end(
+    pub(crate) async fn run_to_its_end(
         &mut self,
         audience: &mut dyn Audience,
     ) -> Result<Message, FollowError> {
@@ -240,8 +240,7 @@ impl<'a> Follower<'a> {
         audience: &mut dyn Audience,
     ) -> Result<Ending, FollowError> {
         if !answer.is_event_stream() {
-            let what = "a stream of events was asked for, and something else came";
-            return Err(self.client.not_understood(what).into());
+            return Err(self.client.not_understood("it sent no events").into());
         }
         let mut parser = EventParser::default();
         let mut events: Vec<Event> = Vec::new();
@@ -361,8 +360,8 @@ impl ReplySoFar {
             }
             (self.attempt, self.is_given_up) = (place.attempt, false);
         }
-        // A piece may have been sent before, wholly or in part. One that leaves a gap is passed over:
-        // the end brings the whole reply.
+        // A piece may have been sent before, wholly or in part. One that leaves a gap is passed
+        // over: the end brings the whole reply.
         let start_bytes = place.end_bytes.saturating_sub(piece.len());
         let known_bytes = self.text.len().checked_sub(start_bytes);
         if let Some(new) = known_bytes.and_then(|known| piece.get(known..))

@@ -60,7 +60,7 @@ pub(crate) fn create_offline(
 ) -> Result<(), CommandError> {
     let subject = subject_of(&name, subject)?;
     let token = create_key_offline(options, &name, subject.clone(), is_operator);
-    let token = token.map_err(CommandError::Run)?;
+    let token = token.map_err(|error| CommandError::Run(Box::new(error)))?;
     if as_json {
         return Ok(terminal.json(&json!({"name": name, "subject": subject, "token": token}))?);
     }

@@ -139,14 +139,14 @@ impl<'a> Reader<'a> {
 
 /// `1795352400000 err the text`
 #[derive(Debug, PartialEq, Eq)]
-struct LogLine<'a> {
-    at_ms: Option<u64>,
-    stream: &'a str,
-    text: &'a str,
+pub(crate) struct LogLine<'a> {
+    pub(crate) at_ms: Option<u64>,
+    pub(crate) stream: &'a str,
+    pub(crate) text: &'a str,
 }
 
 impl<'a> LogLine<'a> {
-    fn parse(line: &'a str) -> Self {
+    pub(crate) fn parse(line: &'a str) -> Self {
         let parts = line.split_once(' ').and_then(|(at, rest)| {
             let (stream, text) = rest.split_once(' ').unwrap_or((rest, ""));
             let is_stream = matches!(stream, "out" | "err" | "bridge");

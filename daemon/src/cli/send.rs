@@ -1,8 +1,8 @@
 //! `send`: one message, and its reply.
 //!
-//! Invariants: standard output carries the reply and nothing else; on a terminal it grows as the agent
-//! writes, into a pipe it comes whole, because a failed attempt's text cannot be taken back there.
-//! Absent: following a message through cuts (`follow`).
+//! Invariants: standard output carries the reply and nothing else; on a terminal it grows as the
+//! agent writes, into a pipe it comes whole, because a failed attempt's text cannot be taken back
+//! there. Absent: following a message through cuts (`follow`).
 
 use std::io::Read;
 
@@ -13,10 +13,10 @@ use serde_json::json;
 
 use super::Context;
 use super::arguments::Send;
-use super::error::CommandError;
+use super::error::{CommandError, Lost};
 use super::follow::{Audience, Follower, Patience, Progress};
 use super::terminal::{OutputError, Terminal, Tone};
-use crate::api::shape::{Message, StatusState, Submitted};
+use crate::api::shape::{Message, Status, StatusState, Submitted};
 
 const SEPARATOR: &str = "──── that attempt failed; the reply starts again ────";
 
@@ -35,7 +35,7 @@ pub(crate) async fn send(arguments: Send, context: &mut Context<'_>) -> Result<(
         return turn.submit(context).await;
     }
     let is_streamed = arguments.stream || (context.terminal.out_is_terminal() && !context.as_json);
-    let message = turn.to_its_end(is_streamed, context).await?;
+    let message = turn.run_to_its_end(is_streamed, context).await?;
     match message.state {
         MessageState::Answered => Ok(()),
         _ => Err(CommandError::NotAnswered(Box::new(message))),
@@ -76,8 +76,9 @@ impl Turn<'_> {
         Ok(context.terminal.line(&submitted.message_id.to_string())?)
     }
 
-    /// Sends it, shows what happens and the reply, and returns how it ended. Ctrl-C ends the waiting.
-    pub(crate) async fn to_its_end(
+    /// Sends it, shows what happens and the reply, and returns how it ended. Ctrl-C ends the
+    /// waiting.
+    pub(crate) async fn run_to_its_end(
         &self,
         is_streamed: bool,
         context: &mut Context<'_>,
@@ -87,8 +88,11 @@ impl Turn<'_> {
         let mut follower = self.follower(&client);
         let mut printer = ReplyPrinter::new(context.terminal, is_streamed, as_json);
         let followed = tokio::select! {
-            followed = follower.to_its_end(&mut printer) => Some(followed),
-            signal = tokio::signal::ctrl_c() => signal.map(|()| None).map_err(CommandError::Runtime)?,
+            followed = follower.run_to_its_end(&mut printer) => Some(followed),
+            signal = tokio::signal::ctrl_c() => {
+                signal.map_err(CommandError::Runtime)?;
+                None
+            }
         };
         let message_id = follower.message_id();
         let Some(followed) = followed else {
@@ -116,12 +120,8 @@ impl Turn<'_> {
         message_id: Option<dormouse_core::id::MessageId>,
         source: super::follow::FollowError,
     ) -> CommandError {
-        CommandError::Follow {
-            message_id,
-            session: self.session.clone(),
-            idempotency_key: self.idempotency_key.to_owned(),
-            source,
-        }
+        let (session, idempotency_key) = (self.session.clone(), self.idempotency_key.to_owned());
+        Box::new(Lost { message_id, session, idempotency_key, source }).into()
     }
 }
 
@@ -131,11 +131,13 @@ struct ReplyPrinter<'a> {
     terminal: &'a mut Terminal,
     is_streamed: bool,
     as_json: bool,
+    /// The next try that was told of last, so that it is told of once.
+    next_try_at_ms: Option<u64>,
 }
 
 impl<'a> ReplyPrinter<'a> {
     fn new(terminal: &'a mut Terminal, is_streamed: bool, as_json: bool) -> Self {
-        Self { terminal, is_streamed, as_json }
+        Self { terminal, is_streamed, as_json, next_try_at_ms: None }
     }
 
     fn event(&mut self, name: &str, data: serde_json::Value) -> Result<(), OutputError> {
@@ -143,6 +145,28 @@ impl<'a> ReplyPrinter<'a> {
             self.terminal.json_line(&json!({"event": name, "data": data}))?;
         }
         Ok(())
+    }
+
+    fn tell(&mut self, status: &Status) {
+        match status.state {
+            StatusState::Accepted { position: 0 } => {
+                self.terminal.status(&format!("accepted as {}", status.message_id));
+            }
+            StatusState::Accepted { .. } => {
+                let words = format!("accepted as {}, {}", status.message_id, status.text);
+                self.terminal.status(&words);
+            }
+            StatusState::Delivered { .. } => {}
+            StatusState::Retrying { at_ms, .. } | StatusState::WaitingToRestart { at_ms, .. } => {
+                if self.next_try_at_ms.replace(at_ms) != Some(at_ms) {
+                    self.terminal.status(&status.text);
+                }
+            }
+            StatusState::Queued { .. }
+            | StatusState::InLine { .. }
+            | StatusState::Waking { .. }
+            | StatusState::Slow { .. } => self.terminal.status(&status.text),
+        }
     }
 
     fn finish(&mut self, message: &Message) -> Result<(), OutputError> {
@@ -169,13 +193,7 @@ impl Audience for ReplyPrinter<'_> {
     fn take(&mut self, progress: Progress<'_>) -> Result<(), OutputError> {
         match progress {
             Progress::Status(status) => {
-                match status.state {
-                    StatusState::Accepted { .. } => {
-                        self.terminal.status(&format!("accepted as {}", status.message_id));
-                    }
-                    StatusState::Delivered { .. } => {}
-                    _ => self.terminal.status(&status.text),
-                }
+                self.tell(status);
                 self.event("status", json!(status))
             }
             Progress::Piece(text) if self.is_streamed && !self.as_json => self.terminal.reply(text),
@@ -208,7 +226,6 @@ mod tests {
 
     use super::super::terminal::testing::Screen;
     use super::*;
-    use crate::api::shape::Status;
 
     fn status(state: StatusState, text: &str) -> Status {
         Status { message_id: MessageId(7), state, text: text.to_owned() }
@@ -226,13 +243,16 @@ mod tests {
     fn play(screen: &Screen, mut terminal: Terminal, is_streamed: bool, as_json: bool) -> String {
         let mut printer = ReplyPrinter::new(&mut terminal, is_streamed, as_json);
         let waking = status(StatusState::Waking { estimate_ms: None }, "waking\u{1b}[2J");
-        let retrying = StatusState::Retrying { attempt: 2, at_ms: 1, cause: Cause::AgentExited };
+        let cause = Cause::AgentExited;
+        let retrying = StatusState::Retrying { attempt: 2, at_ms: 1, cause };
+        let restarting = StatusState::WaitingToRestart { at_ms: 1, cause };
         for progress in [
             Progress::Status(&status(StatusState::Accepted { position: 0 }, "accepted")),
             Progress::Status(&waking),
             Progress::Piece("half \u{1b}[31mred"),
             Progress::Status(&status(retrying, "it crashed; next try now")),
             Progress::StartsAgain,
+            Progress::Status(&status(restarting, "it crashed; it is started again now")),
             Progress::Away { is_safe: true },
             Progress::Back,
             Progress::Piece("whole\u{7}"),
@@ -290,6 +310,7 @@ mod tests {
             "delta",
             "status",
             "starts_again",
+            "status",
             "away",
             "back",
             "delta",

@@ -70,27 +70,20 @@ fn nothing_to_list(all: bool, is_filtered: bool) -> &'static str {
 }
 
 fn render(sessions: &[SessionView], moment: &Moment) -> String {
-    let headings = [
-        "SESSION",
-        "PHASE",
-        "START",
-        "WAITING",
-        "FAILURES",
-        "LAST FAILURE",
-        "NEXT START",
-        "CREATED",
-    ];
+    let headings = ["SESSION", "PHASE", "START", "WAITING", "FAILURES", "LAST FAILURE", "CREATED"];
     let mut table = Table::new(headings);
     for session in sessions {
-        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let phase = match session.next_start_at_ms {
+            Some(at) => format!("{}, starts {}", session.phase, moment.distance(at)),
+            None => session.phase.to_string(),
+        };
         table.row([
             session.session.to_string(),
-            session.phase.to_string(),
+            phase,
             format!("#{}", session.generation),
             session.waiting.to_string(),
             session.failures.to_string(),
-            or_dash(session.last_failure.map(|cause| cause.to_string())),
-            or_dash(session.next_start_at_ms.map(|at| moment.distance(at))),
+            session.last_failure.map_or("-", |cause| cause.code()).to_owned(),
             moment.distance(session.created_at_ms),
         ]);
     }
@@ -127,8 +120,8 @@ fn outcome(verb: &str, session: &str, requested: &Requested) -> String {
             several => format!("{several} messages wait"),
         };
         text.push_str(&format!(
-            "\n{waiting} and will wake it again; to prevent that: dormouse queue ls {session}, \
-             dormouse queue drop MESSAGE"
+            "\n{waiting} and will wake it again; to prevent that:\
+             \n  dormouse queue ls {session}\n  dormouse queue drop MESSAGE"
         ));
     }
     text
@@ -178,7 +171,7 @@ mod tests {
     #[tokio::test]
     async fn sessions_are_listed_once_and_by_name() {
         let mut failing = session("python/zoe", Phase::Backoff);
-        failing["last_failure"] = json!("agent_out_of_memory");
+        failing["last_failure"] = json!("agent_exited");
         failing["failures"] = json!(2);
         failing["next_start_at_ms"] = json!(NOW + 8_000);
         let answers = vec![
@@ -190,10 +183,10 @@ mod tests {
         ];
         let (text, asked) = shown(answers, arguments(false), false).await;
         expect![[r#"
-            SESSION      PHASE    START  WAITING  FAILURES  LAST FAILURE         NEXT START  CREATED
-            openclaw/a   awake    #3     2        0         -                    -           3 min ago
-            python/main  awake    #3     2        0         -                    -           3 min ago
-            python/zoe   backoff  #3     2        2         agent_out_of_memory  in 8 s      3 min ago
+            SESSION      PHASE                   START  WAITING  FAILURES  LAST FAILURE  CREATED
+            openclaw/a   awake                   #3     2        0         -             3 min ago
+            python/main  awake                   #3     2        0         -             3 min ago
+            python/zoe   backoff, starts in 8 s  #3     2        2         agent_exited  3 min ago
         "#]]
         .assert_eq(&text);
         assert_eq!(asked[0], "GET /v1/sessions?limit=100&phase=backoff");
@@ -241,7 +234,9 @@ mod tests {
         let accepted = answer("202 Accepted", r#"{"outcome": "accepted", "waiting": 2}"#);
         expect![[r#"
             python/main: asked to stop; follow it with dormouse why python/main
-            2 messages wait and will wake it again; to prevent that: dormouse queue ls python/main, dormouse queue drop MESSAGE
+            2 messages wait and will wake it again; to prevent that:
+              dormouse queue ls python/main
+              dormouse queue drop MESSAGE
         "#]]
         .assert_eq(&requested("stop", accepted).await.unwrap());
         let ignored =

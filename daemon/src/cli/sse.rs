@@ -1,8 +1,8 @@
 //! Server-sent events with their ids, out of a stream of bytes.
 //!
-//! Source: the WHATWG HTML standard, "Interpreting an event stream". Owner: `client`. Invariants: an
-//! event counts only when its empty line has come, so a cut stream never yields half an event; never
-//! more than `EVENT_BYTES_MAX` is kept. Absent: `retry`; reconnecting is `follow`'s.
+//! Source: the WHATWG HTML standard, "Interpreting an event stream". Owner: `client`. Invariants:
+//! an event counts only when its empty line has come, so a cut stream never yields half an event;
+//! never more than `EVENT_BYTES_MAX` is kept. Absent: `retry`; reconnecting is `follow`'s.
 
 /// A whole reply of the longest size in JSON, where every byte may be written as six.
 const EVENT_BYTES_MAX: usize = 6 * dormouse_core::limits::REPLY_BYTES_MAX + (1 << 20);

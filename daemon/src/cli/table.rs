@@ -6,18 +6,17 @@
 use super::scrub;
 
 #[derive(Debug)]
-pub(crate) struct Table {
-    rows: Vec<Vec<String>>,
+pub(crate) struct Table<const COLUMNS: usize> {
+    rows: Vec<[String; COLUMNS]>,
 }
 
-impl Table {
-    pub(crate) fn new<const COLUMNS: usize>(headings: [&str; COLUMNS]) -> Self {
-        Self { rows: vec![headings.map(str::to_owned).into()] }
+impl<const COLUMNS: usize> Table<COLUMNS> {
+    pub(crate) fn new(headings: [&str; COLUMNS]) -> Self {
+        Self { rows: vec![headings.map(str::to_owned)] }
     }
 
-    pub(crate) fn row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
-        assert_eq!(COLUMNS, self.rows[0].len(), "each row has a cell for each heading");
-        self.rows.push(cells.into());
+    pub(crate) fn row(&mut self, cells: [String; COLUMNS]) {
+        self.rows.push(cells);
     }
 
     /// Without the newline at the end.
@@ -26,16 +25,15 @@ impl Table {
     }
 }
 
-/// Rows of equal length as lines whose columns line up; cells are escaped.
-pub(crate) fn aligned(rows: &[Vec<String>]) -> Vec<String> {
-    let rows: Vec<Vec<_>> =
-        rows.iter().map(|row| row.iter().map(|cell| scrub::line(cell)).collect()).collect();
-    let columns = rows.first().map_or(0, Vec::len);
+/// Rows as lines whose columns line up; cells are escaped.
+pub(crate) fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> Vec<String> {
+    let rows: Vec<[_; COLUMNS]> =
+        rows.iter().map(|row| row.each_ref().map(|cell| scrub::line(cell))).collect();
     let width = |column: usize| {
         rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()
     };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<_>| {
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let line = |row: &[_; COLUMNS]| {
         let padded = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };

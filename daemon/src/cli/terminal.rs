@@ -2,7 +2,8 @@
 //!
 //! Owner: the command that runs. Invariants: no control character that came from an agent reaches a
 //! terminal raw; colours only on a terminal and without NO_COLOR; a reader that went away is an
-//! error value (`OutputError::ReaderGone`), never a panic. Absent: what is said (`render`, `error`).
+//! error value (`OutputError::ReaderGone`), never a panic. Absent: what is said (`render`,
+//! `error`).
 
 use std::borrow::Cow;
 use std::fmt::Debug;

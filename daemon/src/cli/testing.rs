@@ -1,4 +1,5 @@
-//! A server on loopback that plays a script: each connection gets one prepared answer and is closed.
+//! A server on loopback that plays a script: each connection gets one prepared answer and is
+//! closed.
 //!
 //! Invariant: after its last answer nothing listens any more, so the next client finds nobody.
 //! Absent: any understanding of what is asked, beyond keeping it.

@@ -53,22 +53,22 @@ fn render(
     };
     let key = "in operator.key of the data folder; commands on this machine find it there";
     let rows = [("data", data), ("config", config), ("key", key.to_owned())];
-    let mut facts: Vec<Vec<String>> =
-        rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    let mut facts: Vec<[String; 2]> =
+        rows.into_iter().map(|(name, value)| [name.to_owned(), value]).collect();
     for (name, lacks) in &welcome.agents {
         let state = if lacks.is_empty() { "can run".to_owned() } else { lacks.join("; ") };
-        facts.push(vec!["agent".to_owned(), format!("{name}: {state}")]);
+        facts.push(["agent".to_owned(), format!("{name}: {state}")]);
     }
     for (name, program, way) in OFFERS {
         if welcome.agents.iter().any(|(agent, _)| name.starts_with(agent.as_str())) {
             continue;
         }
-        let page = format!("examples/{name}/README.md says how to add it");
+        let page = format!("see examples/{name}/README.md");
         let state = match is_there(program) {
             true => format!("{name}: {program} is installed; {page}"),
-            false => format!("{name}: needs `{program}` ({way}); {page}"),
+            false => format!("{name}: {way}; {page}"),
         };
-        facts.push(vec!["offer".to_owned(), state]);
+        facts.push(["offer".to_owned(), state]);
     }
     let head = format!("dormouse answers at {url}");
     let mut lines = vec![toned(Tone::Bold, &head)];
@@ -126,7 +126,7 @@ mod tests {
                   key     in operator.key of the data folder; commands on this machine find it there
                   agent   openclaw: the program 'node' is not installed
                   agent   python: can run
-                  offer   claude-code: claude is installed; examples/claude-code/README.md says how to add it
+                  offer   claude-code: claude is installed; see examples/claude-code/README.md
 
                 Try, in another terminal:
                   target/release/dormouse send python "print(6*7)"
@@ -153,8 +153,8 @@ mod tests {
                   config  dormouse.toml
                   key     in operator.key of the data folder; commands on this machine find it there
                   agent   bot: can run
-                  offer   openclaw: needs `openclaw` (npm install -g openclaw); examples/openclaw/README.md says how to add it
-                  offer   claude-code: claude is installed; examples/claude-code/README.md says how to add it
+                  offer   openclaw: npm install -g openclaw; see examples/openclaw/README.md
+                  offer   claude-code: claude is installed; see examples/claude-code/README.md
 
                 Try, in another terminal:
                   dormouse send --data /srv/d bot "hello"

@@ -28,7 +28,7 @@ impl Moment {
         Self { now_ms, zone }
     }
 
-    /// "14:05:09", or "2026-11-20 14:05:09" on another day.
+    /// "14:05:09", with the date before it on another day.
     pub(crate) fn clock(&self, at_ms: u64) -> String {
         let (Some(at), Some(now)) = (timestamp(at_ms), timestamp(self.now_ms)) else {
             return format!("{at_ms} ms");
@@ -81,7 +81,7 @@ fn rough(ms: u64) -> String {
 mod tests {
     use super::*;
 
-    /// 2026-11-22 13:00:00 UTC
+    /// 13:00:00 UTC
     const NOON: u64 = 1_795_352_400_000;
 
     fn moment() -> Moment {

@@ -1,7 +1,7 @@
 //! `why`: the verdict first, then what it rests on.
 //!
-//! Invariants: every foreign word is escaped; times are local; what is not known is left out or called
-//! unknown, never guessed. Absent: conclusions, which are the daemon's.
+//! Invariants: every foreign word is escaped; times are local; what is not known is left out or
+//! called unknown, never guessed. Absent: conclusions, which are the daemon's.
 
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::Context;
 use super::arguments::{Why as WhyArguments, WhySubject};
 use super::client::Call;
 use super::error::CommandError;
+use super::logs::LogLine;
 use super::pages::items;
 use super::scrub;
 use super::table::aligned;
@@ -58,6 +59,10 @@ async fn narrow(
     generation: Generation,
     context: &Context<'_>,
 ) -> Result<(), CommandError> {
+    let newest = value["session"]["generation"].as_u64().unwrap_or_default();
+    if !(1..=newest).contains(&generation.0) {
+        return Err(CommandError::NoSuchStart { session: session.clone(), newest });
+    }
     let path = format!("/v1/sessions/{}/{}/journal", session.agent(), session.key());
     let rows = items(&context.client, &path, &[], JOURNAL_ROWS_PER_SESSION as usize).await?;
     let is_of_it = |part: &Value| part["generation"] == generation.0;
@@ -87,11 +92,18 @@ impl Page<'_> {
             lines.extend(self.section("Message", self.message(message)));
         }
         lines.extend(self.section("Session", self.session(&why.session)));
-        lines.extend(self.section("Awake because", bullets(&why.awake_because)));
+        if self.is_newest() {
+            lines.extend(self.section("Awake because", bullets(&why.awake_because)));
+        }
         lines.extend(self.exit_section());
         lines.extend(self.section("Timeline", self.timeline(&why.timeline)));
         lines.extend(self.section("What you can do", bullets(&why.next_steps)));
         lines.join("\n")
+    }
+
+    /// What is asked about is the session, or its newest life.
+    fn is_newest(&self) -> bool {
+        self.generation.is_none_or(|generation| generation == self.why.session.generation)
     }
 
     fn verdict(&self) -> String {
@@ -100,7 +112,7 @@ impl Page<'_> {
             None => verdict,
             Some(generation) => {
                 let session = &self.why.session.session;
-                format!("Start #{generation} of {session}. What is the case now: {verdict}")
+                format!("Start #{generation} of {session}. Now: {verdict}")
             }
         }
     }
@@ -160,8 +172,11 @@ impl Page<'_> {
         match (&self.why.last_exit, self.generation) {
             (Some(exit), None) => self.section("Last end", self.exit(exit)),
             (Some(exit), Some(_)) => self.section("Its end", self.exit(exit)),
+            (None, Some(_)) if self.is_newest() && self.why.session.phase.has_instance() => {
+                self.section("Its end", vec!["it has not ended".to_owned()])
+            }
             (None, Some(_)) => {
-                let words = "its evidence is not kept, or it lives; the timeline has what is known";
+                let words = "its evidence is not shown any more; the timeline has what is known";
                 self.section("Its end", vec![words.to_owned()])
             }
             (None, None) => Vec::new(),
@@ -190,7 +205,7 @@ impl Page<'_> {
         );
         facts.maybe("in flight", exit.message_in_flight.map(|id| id.to_string()));
         let mut lines = facts.lines();
-        lines.extend(log_tail(&evidence.log_tail));
+        lines.extend(log_tail(&evidence.log_tail, self.moment));
         lines
     }
 
@@ -201,7 +216,7 @@ impl Page<'_> {
                 false => format!("{} → {}", row.from, row.to),
             };
             let (at, start) = (self.moment.clock(row.at_ms), format!("#{}", row.generation));
-            vec![at, start, change, row.text.clone()]
+            [at, start, change, row.text.clone()]
         });
         aligned(&cells.collect::<Vec<_>>())
     }
@@ -221,7 +236,7 @@ impl Facts {
     }
 
     fn lines(self) -> Vec<String> {
-        let cells = self.0.into_iter().map(|(name, value)| vec![name.to_owned(), value]);
+        let cells = self.0.into_iter().map(|(name, value)| [name.to_owned(), value]);
         aligned(&cells.collect::<Vec<_>>())
     }
 }
@@ -302,12 +317,16 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-fn log_tail(tail: &str) -> Vec<String> {
+fn log_tail(tail: &str, moment: &Moment) -> Vec<String> {
     let all: Vec<&str> = tail.lines().collect();
     if all.is_empty() {
         return vec!["it printed nothing".to_owned()];
     }
-    let quoted = |line: &&str| format!("  │ {}", scrub::line(line));
+    let quoted = |line: &&str| {
+        let line = LogLine::parse(line);
+        let at = line.at_ms.map(|at_ms| format!("{} {:<6} ", moment.clock(at_ms), line.stream));
+        format!("  │ {}{}", at.unwrap_or_default(), scrub::line(line.text))
+    };
     if all.len() <= TAIL_LINES_FIRST + TAIL_LINES_LAST + 1 {
         let head = vec!["its last lines".to_owned()];
         return head.into_iter().chain(all.iter().map(quoted)).collect();

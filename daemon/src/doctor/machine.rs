@@ -29,10 +29,12 @@ pub(super) fn limits(is_refused_without: bool) -> Vec<Check> {
 
 fn limit(name: &str, enforcement: &Enforcement, is_refused_without: bool) -> Check {
     match enforcement {
-        Enforcement::Enforced { but: None, .. } => Check::ok(name, enforcement.to_string()),
-        Enforcement::Enforced { but: Some(_), .. } => {
+        Enforcement::Enforced { by, but: None, .. } => {
+            Check::ok(name, format!("enforced by {by}, for a daemon that is started from here"))
+        }
+        Enforcement::Enforced { by, but: Some(but), .. } => {
             let fix = "until then an agent can go past its limit by swapping";
-            Check::warn(name, enforcement.to_string(), fix)
+            Check::warn(name, format!("enforced by {by}, but {but}"), fix)
         }
         Enforcement::NotEnforced { why, fix } if is_refused_without => {
             let fix = format!("{fix} Or set when_no_cgroup = \"go_on\" in the config");

@@ -64,7 +64,7 @@ async fn check(answers: Vec<String>, expected: Expect) {
     let session = "python/main".parse().unwrap();
     let mut follower = Follower::new(&client, &session, "hi", "key-1", PATIENCE);
     let mut notes = Notes::default();
-    let result = match follower.to_its_end(&mut notes).await {
+    let result = match follower.run_to_its_end(&mut notes).await {
         Ok(message) => format!("{:?}: {}", message.state, message.reply.unwrap_or_default()),
         Err(error) => format!("error: {error}").replace(&client.url(), "URL"),
     };
@@ -268,7 +268,7 @@ async fn a_refusal_or_nobody_at_first_is_an_error_at_once() {
         expect![[r#"
             POST /v1/sessions/python/main/messages | idempotency-key: key-1
 
-            error: what answers at URL is no dormouse, or one of another version: a stream of events was asked for, and something else came"#]],
+            error: what answers at URL is no dormouse, or another version: it sent no events"#]],
     )
     .await;
 }

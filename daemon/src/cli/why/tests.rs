@@ -26,8 +26,8 @@ fn check(value: &Value, expected: Expect) {
 /// An agent that died of its memory limit and waits for its next start.
 fn out_of_memory() -> Value {
     let row = |ago_ms: u64, generation: u64, from: &str, to: &str, text: &str| {
-        json!({"at_ms": NOW - ago_ms, "generation": generation, "from": from, "to": to, "text": text,
-               "because": {}})
+        json!({"at_ms": NOW - ago_ms, "generation": generation, "from": from, "to": to,
+               "text": text, "because": {}})
     };
     json!({
         "session": {
@@ -35,7 +35,7 @@ fn out_of_memory() -> Value {
             "waiting": 1, "failures": 1, "last_failure": "agent_out_of_memory",
             "next_start_at_ms": NOW + 8_000, "created_at_ms": NOW - 900_000, "start_took_ms": 1_400,
         },
-        "verdict": "python/main ran out of memory\u{1b}[31m; it starts again in 8 s.",
+        "verdict": "python/main ran out of memory\u{1b}[31m; it starts in 8 s.",
         "next_steps": ["raise agents.python.memory above 512MiB"],
         "awake_because": [],
         "last_exit": {
@@ -45,7 +45,7 @@ fn out_of_memory() -> Value {
             "evidence": {
                 "end": {"how": "signaled", "signal": 9}, "asked_by": null, "uptime_ms": 28_000,
                 "oom_kills": 1, "memory_peak_bytes": 536_866_816, "memory_limit_bytes": 536_870_912,
-                "log_tail": "loading\n\u{1b}]0;owned\u{7}touching 500 MiB",
+                "log_tail": "1795352370000 out loading\n\u{1b}]0;owned\u{7}touching 500 MiB",
             },
         },
         "timeline": [
@@ -63,7 +63,7 @@ fn an_agent_that_ran_out_of_memory() {
     check(
         &out_of_memory(),
         expect![[r#"
-            python/main ran out of memory\u{1b}[31m; it starts again in 8 s.
+            python/main ran out of memory\u{1b}[31m; it starts in 8 s.
 
             Session
               phase            backoff
@@ -84,7 +84,7 @@ fn an_agent_that_ran_out_of_memory() {
               oom kills  1 counted by the kernel
               in flight  msg_00000000000000000000000000000007
               its last lines
-                │ loading
+                │ 12:59:30 out    loading
                 │ \u{1b}]0;owned\u{7}touching 500 MiB
 
             Timeline
@@ -142,12 +142,13 @@ fn a_message_that_waits_behind_others() {
 #[test]
 fn a_long_log_tail_shows_its_first_and_its_last_lines() {
     let lines: Vec<String> = (1..=40).map(|n| format!("line {n}")).collect();
-    let shown = log_tail(&lines.join("\n"));
+    let moment = Moment::fixed(NOW, TimeZone::UTC);
+    let shown = log_tail(&lines.join("\n"), &moment);
     assert_eq!(shown.len(), 1 + TAIL_LINES_FIRST + 1 + TAIL_LINES_LAST);
     assert_eq!(shown[1], "  │ line 1");
     assert_eq!(shown[4], "  ⋮ 28 more; --json has them all");
     assert_eq!(shown.last().unwrap(), "  │ line 40");
-    assert_eq!(log_tail(&lines[..13].join("\n")).len(), 14);
+    assert_eq!(log_tail(&lines[..13].join("\n"), &moment).len(), 14);
 }
 
 #[test]
@@ -189,7 +190,7 @@ async fn one_life_shows_its_own_rows_and_admits_what_is_not_kept() {
     let answers = vec![answer("200 OK", &body.to_string()), answer("200 OK", &journal)];
     let (text, asked) = asked("python/main#2", answers, false).await;
     expect![[r#"
-        Start #2 of python/main. What is the case now: python/main ran out of memory\u{1b}[31m; it starts again in 8 s.
+        Start #2 of python/main. Now: python/main ran out of memory\u{1b}[31m; it starts in 8 s.
 
         Session
           phase            backoff
@@ -200,7 +201,7 @@ async fn one_life_shows_its_own_rows_and_admits_what_is_not_kept() {
           last start took  1.4 s
 
         Its end
-          its evidence is not kept, or it lives; the timeline has what is known
+          its evidence is not shown any more; the timeline has what is known
 
         Timeline
           2026-11-21 12:00:00  #2  awake → draining  nothing needed it for 30 min
@@ -210,4 +211,23 @@ async fn one_life_shows_its_own_rows_and_admits_what_is_not_kept() {
     "#]]
     .assert_eq(&text);
     assert_eq!(asked[1], "GET /v1/sessions/python/main/journal?limit=500");
+}
+
+#[tokio::test]
+async fn a_life_that_never_was_is_not_found() {
+    for subject in ["python#4", "python#0"] {
+        let server =
+            ScriptedServer::start(vec![answer("200 OK", &out_of_memory().to_string())]).await;
+        let screen = Screen::default();
+        let mut terminal = screen.terminal();
+        let mut context = Context {
+            terminal: &mut terminal,
+            client: server.client(),
+            moment: Moment::fixed(NOW, TimeZone::UTC),
+            as_json: false,
+        };
+        let subject = subject.parse().unwrap();
+        let error = why(WhyArguments { subject }, &mut context).await.unwrap_err();
+        assert_eq!(error.exit().code(), 5, "{error}");
+    }
 }
