@@ -237,16 +237,20 @@ impl Line {
     }
 
     pub(crate) async fn next_or_end(&mut self) -> Option<FromBridge> {
-        loop {
-            match within("a frame", self.socket.next()).await {
-                Some(Ok(Message::Text(text))) => {
-                    return Some(serde_json::from_str(&text).unwrap());
+        // One deadline for the frame, however many pings come before it.
+        within("a frame", async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Text(text))) => {
+                        return Some(serde_json::from_str(&text).unwrap());
+                    }
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+                    Some(Ok(other)) => panic!("the bridge sent {other:?}"),
                 }
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
-                Some(Ok(other)) => panic!("the bridge sent {other:?}"),
             }
-        }
+        })
+        .await
     }
 
     /// The deltas of a turn, checked for gaps and joined, and how it ended.
