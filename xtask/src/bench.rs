@@ -71,6 +71,8 @@ const BENCHES: &[Bench] = &[
 /// Takes minutes, so it is asked for with `--build`.
 const BUILD: Bench = Bench { name: "build", question: "a clean release build", run: build::run };
 
+/// Folders of runs, with the number of their process.
+const RUN_PREFIX: &str = "run-";
 const BUILD_LIMIT: Duration = Duration::from_secs(1_800);
 /// How long a sample waits for the machine to be quiet, unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -84,6 +86,8 @@ struct Context {
     folders: Cell<u32>,
     machine: Machine,
     patience: Duration,
+    /// For `accept`; empty means the usual ones.
+    clients: Vec<usize>,
     /// The first is the static one.
     agents: Vec<AgentProgram>,
 }
@@ -102,6 +106,13 @@ impl Context {
 
     fn pick<T>(&self, full: T, short: T) -> T {
         if self.is_short() { short } else { full }
+    }
+
+    /// One line while it goes on.
+    fn progress(&self, line: &str) {
+        if !self.is_short() {
+            terminal::say(&format!("   … {line}"));
+        }
     }
 
     /// A path on the data's file system where nothing is yet.
@@ -138,13 +149,17 @@ struct Options {
     names: Vec<String>,
     size: Size,
     build: bool,
+    /// Measure the programs that are there, whatever the sources say by now.
+    as_built: bool,
     patience: Duration,
+    clients: Vec<usize>,
 }
 
 pub(crate) fn command(arguments: &[String]) -> CommandResult {
     let options = parse(arguments)?;
     let results = target_folder(&root()).join("bench");
-    let scratch = results.join(format!("run-{}", std::process::id()));
+    let scratch = results.join(format!("{RUN_PREFIX}{}", std::process::id()));
+    remove_what_a_killed_run_left(&results)?;
     fs::create_dir_all(&scratch).map_err(BenchError::file("make", &scratch))?;
     let context = context(&options, &results, scratch)?;
     terminal::say(&format!("machine: {}", context.machine));
@@ -152,6 +167,26 @@ pub(crate) fn command(arguments: &[String]) -> CommandResult {
     fs::remove_dir_all(&context.scratch).map_err(BenchError::file("remove", &context.scratch))?;
     outcome?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A run that was killed could not end its daemon: its processes name the run's folder.
+fn remove_what_a_killed_run_left(results: &Path) -> Result<(), BenchError> {
+    if !results.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(results).map_err(BenchError::file("list", results))? {
+        let path = entry.map_err(BenchError::file("list", results))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let Some(process) = name.strip_prefix(RUN_PREFIX) else { continue };
+        if Path::new("/proc").join(process).exists() {
+            continue;
+        }
+        for left in machine::processes_with(&format!("{}/", path.display()))? {
+            daemon::signal(left, rustix::process::Signal::KILL)?;
+        }
+        fs::remove_dir_all(&path).map_err(BenchError::file("remove", &path))?;
+    }
+    Ok(())
 }
 
 fn run_all(options: &Options, context: &Context, results: &Path) -> Result<(), BenchError> {
@@ -184,17 +219,30 @@ fn chosen(options: &Options) -> Vec<&'static Bench> {
 }
 
 fn parse(arguments: &[String]) -> Result<Options, UsageError> {
-    let mut options =
-        Options { names: Vec::new(), size: Size::Full, build: false, patience: PATIENCE };
+    let mut options = Options {
+        names: Vec::new(),
+        size: Size::Full,
+        build: false,
+        as_built: false,
+        patience: PATIENCE,
+        clients: Vec::new(),
+    };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--short" => options.size = Size::Short,
             "--build" => options.build = true,
+            "--as-built" => options.as_built = true,
             "--patience" => {
                 let seconds = rest.next().and_then(|seconds| seconds.parse().ok());
                 let wrong = || UsageError::new("bench", "--patience wants seconds");
                 options.patience = Duration::from_secs(seconds.ok_or_else(wrong)?);
+            }
+            "--clients" => {
+                let clients = rest.next().and_then(|clients| clients.parse().ok());
+                let wrong = || UsageError::new("bench", "--clients wants 1 to 1024");
+                let clients = clients.filter(|clients| (1..=1024).contains(clients));
+                options.clients.push(clients.ok_or_else(wrong)?);
             }
             name if BENCHES.iter().any(|bench| bench.name == name) => {
                 options.names.push(name.to_string());
@@ -215,27 +263,38 @@ fn parse(arguments: &[String]) -> Result<Options, UsageError> {
 /// Builds what is measured. A short run is content with unoptimised programs.
 fn context(options: &Options, results: &Path, scratch: PathBuf) -> Result<Context, BenchError> {
     let is_short = options.size == Size::Short;
-    let mut arguments = vec!["build", "--locked", "--package", "dormouse"];
-    if !is_short {
-        arguments.push("--release");
+    if !options.as_built {
+        build_daemon(is_short)?;
     }
-    let build = cargo(&arguments).limit(BUILD_LIMIT);
-    if !build.run(&mut |_| ())?.success() {
-        return Err(BenchError::CommandFailed { command: build.to_string() });
-    }
+    let static_bridge = match (is_short, options.as_built) {
+        (true, _) => None,
+        (false, true) => Some(static_bridge::path()?).filter(|path| path.exists()),
+        (false, false) => Some(static_bridge::build()?),
+    };
     let profile = if is_short { "debug" } else { "release" };
-    let target = target_folder(&root());
-    let static_bridge = if is_short { None } else { Some(static_bridge::build()?) };
     Ok(Context {
         size: options.size,
-        binary: target.join(profile).join("dormouse"),
+        binary: target_folder(&root()).join(profile).join("dormouse"),
         static_bridge,
         machine: Machine::look(&scratch)?,
         scratch,
         folders: Cell::new(0),
         patience: options.patience,
+        clients: options.clients.clone(),
         agents: agents::prepare(&results.join("agents"))?,
     })
+}
+
+fn build_daemon(is_short: bool) -> Result<(), BenchError> {
+    let mut arguments = vec!["build", "--locked", "--package", "dormouse"];
+    if !is_short {
+        arguments.push("--release");
+    }
+    let build = cargo(&arguments).limit(BUILD_LIMIT);
+    match build.run(&mut |_| ())?.success() {
+        true => Ok(()),
+        false => Err(BenchError::CommandFailed { command: build.to_string() }),
+    }
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "bench",
-        usage: "bench [--short] [--build] [--patience SECONDS] [NAME…]",
+        usage: "bench [--short] [--build] [--as-built] [--patience SECONDS] [--clients N]… [NAME…]",
         summary: "figures of the real program beside the machine's own (docs/bench.md)",
         run: bench::command,
     },

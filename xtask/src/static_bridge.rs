@@ -47,6 +47,12 @@ pub(crate) fn command(arguments: &[String]) -> CommandResult {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Where it is once it is built.
+pub(crate) fn path() -> Result<PathBuf, StaticBridgeError> {
+    let host = host_triple().map_err(StaticBridgeError::Host)?;
+    Ok(target_folder(&root()).join("static").join(host).join("release").join(BINARY))
+}
+
 /// Builds it and gives its path once it is proven static.
 pub(crate) fn build() -> Result<PathBuf, StaticBridgeError> {
     let host = host_triple().map_err(StaticBridgeError::Host)?;
@@ -62,7 +68,7 @@ pub(crate) fn build() -> Result<PathBuf, StaticBridgeError> {
     if !status.success() {
         return Err(StaticBridgeError::BuildFailed);
     }
-    let path = folder.join(&host).join("release").join(BINARY);
+    let path = path()?;
     let file = match fs::read(&path) {
         Ok(file) => file,
         Err(source) => return Err(StaticBridgeError::Read { path, source }),

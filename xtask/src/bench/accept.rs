@@ -50,6 +50,23 @@ struct Pair {
     noise: Noise,
 }
 
+impl Pair {
+    fn ratio(&self) -> f64 {
+        self.ours.outcome.acks_per_second() / self.floor.acks_per_second()
+    }
+
+    fn summary(&self, placement: Placement, clients: usize) -> String {
+        format!(
+            "{}, {clients} clients: {}/s, floor {}/s, ratio {}, {:.0} % busy before",
+            placement.name(),
+            figure(self.ours.outcome.acks_per_second()),
+            figure(self.floor.acks_per_second()),
+            figure(self.ratio()),
+            100.0 * self.noise.busy,
+        )
+    }
+}
+
 struct Run {
     outcome: Outcome,
     /// Of the daemon, user and system, for each acknowledged message.
@@ -64,11 +81,17 @@ pub(super) fn run(context: &Context) -> Result<Report, BenchError> {
         1 => &[Placement::Free],
         _more => context.pick(&[Placement::Free, Placement::Apart], &[Placement::Free]),
     };
+    let clients = match context.clients.as_slice() {
+        [] => context.pick(CLIENTS, &[1, 16]),
+        asked => asked,
+    };
     for placement in placements {
-        for clients in context.pick(CLIENTS, &[1, 16]) {
+        for clients in clients {
             let mut pairs = Vec::new();
             for number in 0..context.pick(5, 1) {
-                pairs.push(pair(context, *placement, *clients, number)?);
+                let pair = pair(context, *placement, *clients, number)?;
+                context.progress(&pair.summary(*placement, *clients));
+                pairs.push(pair);
             }
             add_row(&mut report, *placement, *clients, &pairs);
         }
@@ -183,7 +206,7 @@ fn add_row(report: &mut Report, placement: Placement, clients: usize, pairs: &[P
         clients.to_string(),
         spread(&ours).to_string(),
         spread(&floor).to_string(),
-        spread(&|pair| ours(pair) / floor(pair)).to_string(),
+        spread(&Pair::ratio).to_string(),
         spread(&|pair| at(pair, 0.5)).to_string(),
         spread(&|pair| at(pair, 0.99)).to_string(),
         spread(&|pair| micros(quantile(&pair.floor.latencies, 0.5)) / 1e3).to_string(),
