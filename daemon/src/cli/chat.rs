@@ -50,6 +50,13 @@ pub(crate) async fn chat(arguments: Chat, context: &mut Context<'_>) -> Result<(
             continue;
         }
         let Err(error) = one_turn(&session, &line, is_by_hand, context).await else { continue };
+        if let CommandError::Interrupted { message_id: Some(id) } = &error
+            && is_by_hand
+        {
+            let words = format!("not waiting any more; the message goes on: dormouse why {id}");
+            context.terminal.status(&words);
+            continue;
+        }
         let Some(report) = error.report() else { return Err(error) };
         if matches!(report.exit, Exit::Unreachable | Exit::NotAllowed | Exit::LocalFault) {
             return Err(error);
@@ -71,7 +78,7 @@ async fn one_turn(
     context: &mut Context<'_>,
 ) -> Result<(), CommandError> {
     let idempotency_key = fresh_key();
-    let turn = Turn { session, text, idempotency_key: &idempotency_key };
+    let turn = Turn { session, text, idempotency_key: &idempotency_key, is_in_chat: true };
     let is_streamed = is_streamed && !context.as_json;
     let message = turn.run_to_its_end(is_streamed, context).await?;
     match message.state {

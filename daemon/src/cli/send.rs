@@ -30,7 +30,8 @@ pub(crate) async fn send(arguments: Send, context: &mut Context<'_>) -> Result<(
     };
     let idempotency_key = arguments.idempotency_key.unwrap_or_else(fresh_key);
     let session = &arguments.session.0;
-    let turn = Turn { session, text: &text, idempotency_key: &idempotency_key };
+    let idempotency_key = &idempotency_key;
+    let turn = Turn { session, text: &text, idempotency_key, is_in_chat: false };
     if arguments.no_wait {
         return turn.submit(context).await;
     }
@@ -60,6 +61,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) session: &'a SessionId,
     pub(crate) text: &'a str,
     pub(crate) idempotency_key: &'a str,
+    /// One of many of a conversation, whose ids nobody wants to see.
+    pub(crate) is_in_chat: bool,
 }
 
 impl Turn<'_> {
@@ -87,6 +90,7 @@ impl Turn<'_> {
         let as_json = context.as_json;
         let mut follower = self.follower(&client);
         let mut printer = ReplyPrinter::new(context.terminal, is_streamed, as_json);
+        printer.is_in_chat = self.is_in_chat;
         let followed = tokio::select! {
             followed = follower.run_to_its_end(&mut printer) => Some(followed),
             signal = tokio::signal::ctrl_c() => {
@@ -131,13 +135,22 @@ struct ReplyPrinter<'a> {
     terminal: &'a mut Terminal,
     is_streamed: bool,
     as_json: bool,
-    /// The next try that was told of last, so that it is told of once.
+    is_in_chat: bool,
+    /// What was told last, and the next try that was: nothing is told twice.
+    told: String,
     next_try_at_ms: Option<u64>,
 }
 
 impl<'a> ReplyPrinter<'a> {
     fn new(terminal: &'a mut Terminal, is_streamed: bool, as_json: bool) -> Self {
-        Self { terminal, is_streamed, as_json, next_try_at_ms: None }
+        Self {
+            terminal,
+            is_streamed,
+            as_json,
+            is_in_chat: false,
+            told: String::new(),
+            next_try_at_ms: None,
+        }
     }
 
     fn event(&mut self, name: &str, data: serde_json::Value) -> Result<(), OutputError> {
@@ -148,24 +161,26 @@ impl<'a> ReplyPrinter<'a> {
     }
 
     fn tell(&mut self, status: &Status) {
-        match status.state {
-            StatusState::Accepted { position: 0 } => {
-                self.terminal.status(&format!("accepted as {}", status.message_id));
-            }
-            StatusState::Accepted { .. } => {
-                let words = format!("accepted as {}, {}", status.message_id, status.text);
-                self.terminal.status(&words);
-            }
-            StatusState::Delivered { .. } => {}
-            StatusState::Retrying { at_ms, .. } | StatusState::WaitingToRestart { at_ms, .. } => {
-                if self.next_try_at_ms.replace(at_ms) != Some(at_ms) {
-                    self.terminal.status(&status.text);
+        let id = status.message_id;
+        let is_news = match status.state {
+            StatusState::Accepted { position } => {
+                if !self.is_in_chat {
+                    self.terminal.status(&format!("accepted as {id}"));
                 }
+                position > 0
+            }
+            StatusState::Delivered { .. } => false,
+            StatusState::Retrying { at_ms, .. } | StatusState::WaitingToRestart { at_ms, .. } => {
+                self.next_try_at_ms.replace(at_ms) != Some(at_ms)
             }
             StatusState::Queued { .. }
             | StatusState::InLine { .. }
             | StatusState::Waking { .. }
-            | StatusState::Slow { .. } => self.terminal.status(&status.text),
+            | StatusState::Slow { .. } => true,
+        };
+        if is_news && self.told != status.text {
+            self.terminal.status(&status.text);
+            status.text.clone_into(&mut self.told);
         }
     }
 
@@ -280,6 +295,20 @@ mod tests {
             its program ended with exit code 3
         "]]
         .assert_eq(&play(&screen, screen.terminal(), true, false));
+    }
+
+    #[test]
+    fn nothing_is_told_twice_and_a_conversation_shows_no_ids() {
+        let screen = Screen::default();
+        let mut terminal = screen.terminal();
+        let mut printer = ReplyPrinter::new(&mut terminal, true, false);
+        printer.is_in_chat = true;
+        let accepted = status(StatusState::Accepted { position: 1 }, "queued behind 1");
+        let queued = status(StatusState::Queued { ahead: 1 }, "queued behind 1");
+        for told in [&accepted, &queued, &queued] {
+            printer.take(Progress::Status(told)).unwrap();
+        }
+        assert_eq!(screen.err.text(), "queued behind 1\n");
     }
 
     #[test]
