@@ -79,8 +79,8 @@ pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
         .pragma_update_and_check(None, "journal_mode", "wal", |_row| Ok(()))
         .map_err(failed)?;
     set("synchronous", &"FULL")?;
-    // A child row may come before its parent in a batch; the check is made at the commit. It is
-    // the last line against a message that recovery could not find, and costs one look-up.
+    // On for one relation: a message whose session has no row could never be answered. The check
+    // costs one look-up per message and is made at the commit, so the order in a batch is free.
     set("foreign_keys", &true)?;
     set("cache_size", &-WRITER_CACHE_KIB)?;
     set("journal_size_limit", &LOG_KEPT_BYTES)?;

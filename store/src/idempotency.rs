@@ -32,10 +32,13 @@ use crate::writer::{Batch, Store};
 
 /// Messages per run. More make starts slower (their keys are read again), fewer make look-ups
 /// slower (each run is asked).
-const RUN_MESSAGES: i64 = 32_768;
+const RUN_MESSAGES: i64 = if cfg!(test) { 8 } else { 32_768 };
 
 /// Keys of a finished run that are forgotten per call: some milliseconds.
-const FORGOTTEN_PER_CALL: i64 = 8_192;
+const FORGOTTEN_PER_CALL: i64 = if cfg!(test) { 3 } else { 8_192 };
+
+/// Keys of a run that are written with each commit, beside twice as many as it brings.
+const WRITTEN_PER_COMMIT: usize = if cfg!(test) { 1 } else { 64 };
 
 /// A key's digest, and the place of its message in the order of acceptance.
 type Entry = (i64, i64);
@@ -183,7 +186,7 @@ impl Batch<'_> {
         const SQL_POSITION: &str =
             "UPDATE meta SET value = ?1 WHERE key = 'idempotency_indexed_to_seq'";
         let Some(building) = &self.keys().building else { return Ok(()) };
-        let slice = 64 + 2 * self.new_keys.inserted;
+        let slice = WRITTEN_PER_COMMIT + 2 * self.new_keys.inserted;
         let end = building.entries.len().min(building.written + slice);
         let mut statement = self.statement(SQL)?;
         for (hash, seq) in &building.entries[building.written..end] {

@@ -15,6 +15,8 @@ mod idempotency;
 mod keys;
 mod lock;
 mod migrations;
+#[cfg(test)]
+mod model;
 mod reader;
 mod recover;
 mod rows;

@@ -99,7 +99,7 @@ INSERT INTO tally VALUES ('pending', 0), ('leased', 0), ('answered', 0), ('dead'
 CREATE TABLE journal (
   -- Every decision: what happened, from which phase to which, because of what. The newest 1000 of
   -- each session are kept.
-  session    TEXT NOT NULL REFERENCES session (id) DEFERRABLE INITIALLY DEFERRED,
+  session    TEXT NOT NULL,
   n          INTEGER NOT NULL, -- 1, 2, 3 … in each session
   at_ms      INTEGER NOT NULL,
   generation INTEGER NOT NULL,
@@ -112,7 +112,7 @@ CREATE TABLE journal (
 CREATE TABLE exit (
   -- How instances ended. The newest 100 generations of each session are kept.
   seq               INTEGER PRIMARY KEY,
-  session           TEXT NOT NULL REFERENCES session (id) DEFERRABLE INITIALLY DEFERRED,
+  session           TEXT NOT NULL,
   generation        INTEGER NOT NULL,
   at_ms             INTEGER NOT NULL,
   phase             TEXT NOT NULL, -- in which it ended
