@@ -1,9 +1,10 @@
 //! The pause before the next start, or the next try, after failures in a row.
 //!
-//! Owner: a pure function. Source of the numbers: the first failure costs nothing, so that a single kill is answered at
-//! once; then 1 s times four each time up to five minutes, which bounds an agent that always crashes to eight starts in
-//! ten minutes (BENCH.md B8). Jitter is drawn from the session and the count, so that a node full of crashed sessions
-//! does not come back in one instant and a replay gives the same pauses. Absent: randomness.
+//! Owner: a pure function. Source of the numbers: the first failure costs nothing, so that a single
+//! kill is answered at once; then 1 s times four each time up to five minutes, which bounds an
+//! agent that always crashes to eight starts in ten minutes (BENCH.md B8). Jitter is drawn from the
+//! session and the count, so that a node full of crashed sessions does not come back in one instant
+//! and a replay gives the same pauses. Absent: randomness.
 
 use std::time::Duration;
 

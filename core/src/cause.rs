@@ -1,8 +1,9 @@
 //! The closed list of causes: why a message, a turn or an instance ended otherwise than well.
 //!
-//! Owner: this list. Each code has a page docs/causes/CODE.md (symptom, evidence, what Dormouse does, what you do).
-//! Invariant: a code, once released, keeps its meaning. Absent: evidence (`evidence`), and wording with facts in it,
-//! which `journal` prints.
+//! Owner: this list. Each code has a page docs/causes/CODE.md (symptom, evidence, what Dormouse
+//! does, what you do).
+//! Invariant: a code, once released, keeps its meaning. Absent: evidence (`evidence`), and wording
+//! with facts in it, which `journal` prints.
 
 use std::fmt;
 
@@ -15,7 +16,8 @@ pub enum Cause {
     AgentExited,
     /// A signal that Dormouse did not send ended the agent.
     AgentKilled,
-    /// SIGKILL that nobody asked for, and the kernel counted an out-of-memory kill in its control group.
+    /// SIGKILL that nobody asked for, and the kernel counted an out-of-memory kill in its control
+    /// group.
     AgentOutOfMemory,
     /// The agent's command could not be executed.
     LaunchFailed,

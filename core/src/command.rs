@@ -1,8 +1,9 @@
-//! Everything that may be done, as closed lists: what to write, what to do after the commit, whom to tell.
+//! Everything that may be done, as closed lists: what to write, what to do after the commit, whom
+//! to tell.
 //!
-//! Owner: `core` pushes, the engine takes. The order is fixed: all writes of a batch are committed, then answers and
-//! notices go out, then commands run. Invariant: commands are at-least-once and idempotent; a lost one is derived anew
-//! from the records. Absent: how anything is done.
+//! Owner: `core` pushes, the engine takes. The order is fixed: all writes of a batch are committed,
+//! then answers and notices go out, then commands run. Invariant: commands are at-least-once and
+//! idempotent; a lost one is derived anew from the records. Absent: how anything is done.
 
 use std::time::Duration;
 
@@ -80,7 +81,8 @@ pub enum Write {
 pub enum Command {
     /// Driver: execute a bridge for this instance, unless it exists.
     StartInstance { instance: InstanceId },
-    /// Bridge: welcome, and with `launch` execute the agent. `turn` is what the daemon knows to be in flight.
+    /// Bridge: welcome, and with `launch` execute the agent. `turn` is what the daemon knows to be
+    /// in flight.
     AdmitBridge { instance: InstanceId, boot: BootId, launch: bool },
     /// Bridge: you are not the one; end without touching anything.
     RefuseBridge { instance: InstanceId, boot: BootId, why: &'static str },

@@ -1,6 +1,8 @@
-//! Everything that can happen, as one closed list. Names are past tense; what an operator asks for ends in `Requested`.
+//! Everything that can happen, as one closed list. Names are past tense; what an operator asks for
+//! ends in `Requested`.
 //!
-//! Owner: the engine linearises every source into these. Invariant: what an instance says carries its generation.
+//! Owner: the engine linearises every source into these. Invariant: what an instance says carries
+//! its generation.
 //! Absent: what to do about it.
 
 use serde::{Deserialize, Serialize};
@@ -31,8 +33,8 @@ pub enum Event {
         new_id: MessageId,
         by: Subject,
     },
-    /// A message is to be given up: taken out of the queue or, where the store says `is_dead`, off the list of dead
-    /// letters.
+    /// A message is to be given up: taken out of the queue or, where the store says `is_dead`, off
+    /// the list of dead letters.
     DropRequested {
         request: RequestId,
         session: SessionId,

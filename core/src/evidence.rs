@@ -1,7 +1,9 @@
 //! Facts about how an instance ended, as its bridge or its driver saw them.
 //!
-//! Owner: the bridge fills this before it lets go of anything; the driver fills in for a bridge that is gone.
-//! Invariant: a missing fact is `None`, never a guess. Absent: conclusions (`session::exit` draws them).
+//! Owner: the bridge fills this before it lets go of anything; the driver fills in for a bridge
+//! that is gone.
+//! Invariant: a missing fact is `None`, never a guess. Absent: conclusions (`session::exit` draws
+//! them).
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +19,8 @@ pub enum End {
     LaunchFailed { error: String },
     /// The instance ended before its agent was ever executed.
     NeverLaunched,
-    /// The bridge is gone and left no report; the driver has made sure that nothing of the instance lives.
+    /// The bridge is gone and left no report; the driver has made sure that nothing of the instance
+    /// lives.
     BridgeLost,
 }
 

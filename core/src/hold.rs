@@ -1,8 +1,10 @@
 //! Holds: named, expiring reasons to stay awake that the agent declares. Answers "why is it awake".
 //!
-//! Owner: one instance's `Holds`. Invariants: every hold expires unless it is renewed, none lasts longer than
-//! `limits::HOLD_SPAN_MAX` from its last renewal, and there are at most `limits::HOLDS_MAX` (FAULTS I8, I16).
-//! Absent: the turn, which holds the session awake by being there; holds of other kinds than the agent's own.
+//! Owner: one instance's `Holds`. Invariants: every hold expires unless it is renewed, none lasts
+//! longer than `limits::HOLD_SPAN_MAX` from its last renewal, and there are at most
+//! `limits::HOLDS_MAX` (FAULTS I8, I16).
+//! Absent: the turn, which holds the session awake by being there; holds of other kinds than the
+//! agent's own.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,7 +29,8 @@ pub enum Taken {
 }
 
 impl Holds {
-    /// Takes or renews `name` for `lasts`, cut to the limit. A shorter renewal shortens it: the owner knows best.
+    /// Takes or renews `name` for `lasts`, cut to the limit. A shorter renewal shortens it: the
+    /// owner knows best.
     pub fn take(&mut self, now: Monotonic, name: &str, lasts: Duration) -> Taken {
         self.drop_expired(now);
         let lasts = lasts.min(limits::HOLD_SPAN_MAX);

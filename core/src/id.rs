@@ -1,7 +1,9 @@
 //! Names of things: agents, sessions, generations, messages, turns, subjects.
 //!
-//! Owner: whoever parses outside input makes these; from then on the type is the proof that the text is well formed.
-//! Invariant: `parse(x.to_string()) == x` for every id. Ids are ASCII, so Unicode look-alikes cannot collide.
+//! Owner: whoever parses outside input makes these; from then on the type is the proof that the
+//! text is well formed.
+//! Invariant: `parse(x.to_string()) == x` for every id. Ids are ASCII, so Unicode look-alikes
+//! cannot collide.
 //! Absent: minting. Message ids come from the engine, boot ids from the bridge.
 
 use std::fmt;
@@ -14,13 +16,23 @@ use crate::limits;
 /// Why a text is not an id. The words go to the user as they are.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    #[error("an agent name has 1 to {max} characters of a-z, 0-9, '-' and '_', and starts with a letter or digit", max = limits::AGENT_NAME_BYTES_MAX)]
+    #[error(
+        "an agent name has 1 to {max} characters of a-z, 0-9, '-' and '_', \
+         and starts with a letter or digit",
+        max = limits::AGENT_NAME_BYTES_MAX
+    )]
     AgentName,
-    #[error("a session key has 1 to {max} characters of A-Z, a-z, 0-9, '_', '.', ':' and '-'", max = limits::SESSION_KEY_BYTES_MAX)]
+    #[error(
+        "a session key has 1 to {max} characters of A-Z, a-z, 0-9, '_', '.', ':' and '-'",
+        max = limits::SESSION_KEY_BYTES_MAX
+    )]
     SessionKey,
     #[error("a session is written AGENT/KEY, for example python/main")]
     SessionShape,
-    #[error("a subject has 1 to {max} characters of A-Z, a-z, 0-9, '_', '.', ':', '@' and '-'", max = limits::SUBJECT_BYTES_MAX)]
+    #[error(
+        "a subject has 1 to {max} characters of A-Z, a-z, 0-9, '_', '.', ':', '@' and '-'",
+        max = limits::SUBJECT_BYTES_MAX
+    )]
     Subject,
     #[error("a message id is msg_ and 32 hexadecimal digits")]
     MessageId,
@@ -150,12 +162,13 @@ fn session_id_is_valid(text: &str) -> bool {
 
 fn subject_is_valid(text: &str) -> bool {
     (1..=limits::SUBJECT_BYTES_MAX).contains(&text.len())
-        && text.bytes().all(
-            |b| matches!(b, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b':' | b'@' | b'-'),
-        )
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b':' | b'@' | b'-'))
 }
 
-/// The number of a start of a session's agent: the fencing token. Strictly increasing per session, from 1.
+/// The number of a start of a session's agent: the fencing token. Strictly increasing per session,
+/// from 1.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
 )]
@@ -188,7 +201,8 @@ impl fmt::Display for InstanceId {
     }
 }
 
-/// An accepted message. Ordered as accepted: the upper bits are the engine's clock, made strictly increasing.
+/// An accepted message. Ordered as accepted: the upper bits are the engine's clock, made strictly
+/// increasing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MessageId(pub u128);
@@ -228,7 +242,8 @@ impl From<MessageId> for String {
     }
 }
 
-/// One try of one message. The bridge executes a turn id once and answers a repeat with the kept result.
+/// One try of one message. The bridge executes a turn id once and answers a repeat with the kept
+/// result.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TurnId {

@@ -1,7 +1,9 @@
-//! The journal: one row per decision, what happened, from which phase to which, because of what. `why` prints these.
+//! The journal: one row per decision, what happened, from which phase to which, because of what.
+//! `why` prints these.
 //!
-//! Owner: `session` writes a decision with every change of phase and every turn. Invariant: a row can be read by a person
-//! who has only the row. Absent: texts of messages and replies, secrets, log lines.
+//! Owner: `session` writes a decision with every change of phase and every turn. Invariant: a row
+//! can be read by a person who has only the row. Absent: texts of messages and replies, secrets,
+//! log lines.
 
 use std::fmt;
 use std::time::Duration;
@@ -185,6 +187,9 @@ pub(crate) fn count(n: u64, one: &str, many: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {many}") }
 }
 
+const KILL_REPEATED: &str = "its end was not confirmed in time; ordered to be killed";
+const AGENT_NOT_CONFIGURED: &str = "not started, because its agent is not in the config any more";
+
 impl fmt::Display for Because {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -198,21 +203,6 @@ impl fmt::Display for Because {
             Because::BecameReady { took_ms } => {
                 write!(f, "the agent was ready after {}", span(*took_ms))
             }
-            Because::TurnStarted { turn } => {
-                write!(f, "{} was handed to the agent, attempt {}", turn.message, turn.attempt)
-            }
-            Because::TurnAnswered { turn, took_ms, bytes } => {
-                let bytes = count(*bytes, "byte", "bytes");
-                write!(f, "{} was answered in {} ({bytes})", turn.message, span(*took_ms))
-            }
-            Because::TurnFailed { turn, cause, message, retry_at } => {
-                let next = if retry_at.is_some() { "; it will be tried again" } else { "" };
-                write!(f, "{} failed [{cause}]: {message}{next}", turn.message)
-            }
-            Because::TurnInterrupted { turn, excused } => {
-                let counted = if *excused { "not counted" } else { "counted" };
-                write!(f, "{} was cut short; attempt {} is {counted}", turn.message, turn.attempt)
-            }
             Because::MessageBuried { message, cause, attempts } => {
                 let tries = count(u64::from(*attempts), "attempt", "attempts");
                 write!(f, "{message} was dead-lettered after {tries} [{cause}]")
@@ -225,28 +215,34 @@ impl fmt::Display for Because {
                 write!(f, "nothing happened for {}, and nothing needs it", span(*idle_ms))
             }
             Because::DrainFinished => f.write_str("its turn is finished"),
-            Because::DrainTimeUp { turn: Some(turn) } => {
-                write!(f, "{} did not finish within the drain time", turn.message)
-            }
-            Because::DrainTimeUp { turn: None } => f.write_str("the drain time is over"),
+            Because::DrainTimeUp { turn } => drain_time_up(f, turn.as_ref()),
             Because::NotReadyInTime { within_ms } => {
                 write!(f, "it was not ready within {}", span(*within_ms))
             }
+            Because::BridgeUnreachable { for_ms } => {
+                write!(f, "its bridge was not connected for {}", span(*for_ms))
+            }
+            Because::KillRepeated => f.write_str(KILL_REPEATED),
+            Because::BrokeProtocol { what } => write!(f, "its bridge broke the protocol: {what}"),
+            Because::HoldTaken { name, for_ms } => {
+                write!(f, "the agent asked to stay awake for {} ({name})", span(*for_ms))
+            }
+            Because::TurnStarted { turn } => {
+                write!(f, "{} was handed to the agent, attempt {}", turn.message, turn.attempt)
+            }
+            Because::TurnAnswered { turn, took_ms, bytes } => {
+                let bytes = count(*bytes, "byte", "bytes");
+                write!(f, "{} was answered in {} ({bytes})", turn.message, span(*took_ms))
+            }
+            Because::TurnFailed { turn, cause, message, retry_at } => {
+                turn_failed(f, turn, *cause, message, retry_at.is_some())
+            }
+            Because::TurnInterrupted { turn, excused } => turn_interrupted(f, turn, *excused),
             Because::TurnStuck { turn, silent_ms } => {
                 write!(f, "{} showed no progress for {}", turn.message, span(*silent_ms))
             }
             Because::TurnTooLong { turn, within_ms } => {
                 write!(f, "{} took longer than {}", turn.message, span(*within_ms))
-            }
-            Because::BridgeUnreachable { for_ms } => {
-                write!(f, "its bridge was not connected for {}", span(*for_ms))
-            }
-            Because::KillRepeated => {
-                f.write_str("its end was not confirmed in time; ordered to be killed")
-            }
-            Because::BrokeProtocol { what } => write!(f, "its bridge broke the protocol: {what}"),
-            Because::HoldTaken { name, for_ms } => {
-                write!(f, "the agent asked to stay awake for {} ({name})", span(*for_ms))
             }
             Because::StartFailed { error, failures, restart_at } => {
                 write!(f, "it could not be started: {error}")?;
@@ -261,11 +257,32 @@ impl fmt::Display for Because {
                 let messages = count(*waiting as u64, "message", "messages");
                 write!(f, "the daemon came back and found {messages} waiting")
             }
-            Because::AgentNotConfigured => {
-                f.write_str("not started, because its agent is not in the config any more")
-            }
+            Because::AgentNotConfigured => f.write_str(AGENT_NOT_CONFIGURED),
         }
     }
+}
+
+fn turn_failed(
+    f: &mut fmt::Formatter<'_>,
+    turn: &TurnId,
+    cause: Cause,
+    message: &str,
+    will_retry: bool,
+) -> fmt::Result {
+    let next = if will_retry { "; it will be tried again" } else { "" };
+    write!(f, "{} failed [{cause}]: {message}{next}", turn.message)
+}
+
+fn drain_time_up(f: &mut fmt::Formatter<'_>, turn: Option<&TurnId>) -> fmt::Result {
+    match turn {
+        Some(turn) => write!(f, "{} did not finish within the drain time", turn.message),
+        None => f.write_str("the drain time is over"),
+    }
+}
+
+fn turn_interrupted(f: &mut fmt::Formatter<'_>, turn: &TurnId, excused: bool) -> fmt::Result {
+    let counted = if excused { "not counted" } else { "counted" };
+    write!(f, "{} was cut short; attempt {} is {counted}", turn.message, turn.attempt)
 }
 
 fn restart(f: &mut fmt::Formatter<'_>, failures: u32, later: bool) -> fmt::Result {

@@ -1,12 +1,17 @@
 //! The machine: events in, new state and effects out.
 //!
-//! Read in this order: `supervisor` (all sessions, admission, next deadline) → `session` (one session; one file per verb
-//! beneath it) → `event` and `command` (what comes in, what goes out) → the pure policies (`queue`, `hold`, `watchdog`,
-//! `backoff`) → the vocabulary (`id`, `time`, `cause`, `evidence`, `record`, `journal`, `limits`, `policy`).
+//! Read in this order: `supervisor` (all sessions, admission, next deadline) → `session` (one
+//! session; one file per verb beneath it) → `event` and `command` (what comes in, what goes out) →
+//! the pure policies (`queue`, `hold`, `watchdog`, `backoff`) → the vocabulary (`id`, `time`,
+//! `cause`, `evidence`, `record`, `journal`, `limits`, `policy`).
 //!
-//! Owner: one loop (`daemon::engine`, or `sim::world`) owns the one `Supervisor` and calls it synchronously.
+//! Owner: one loop (`daemon::engine`, or `sim::world`) owns the one `Supervisor` and calls it
+//! synchronously.
 //! Invariant: the same events at the same times give the same effects, byte for byte.
-//! Absent: IO, clocks, randomness, locks, threads, async, hash maps. `core/clippy.toml` refuses them.
+//! Absent: IO, clocks, randomness, locks, threads, async, hash maps. `core/clippy.toml` refuses
+//! them.
+
+#![deny(clippy::wildcard_enum_match_arm)] // a new event or phase must be met in every table
 
 pub mod backoff;
 pub mod cause;

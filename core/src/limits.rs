@@ -1,6 +1,7 @@
 //! Every bound, with the relations between them asserted at compile time.
 //!
-//! Owner: this file. A bound that users may set has its default in `policy`; what stands here is the hard edge of it.
+//! Owner: this file. A bound that users may set has its default in `policy`; what stands here is
+//! the hard edge of it.
 //! Source: FAULTS.md, "Bad input". A queue refuses at the gate, never at commit.
 
 use std::time::Duration;

@@ -1,8 +1,10 @@
 //! One session's queue: order, lease, attempts, poison, bounds. A pure value.
 //!
-//! Owner: `session`. Invariants: order of acceptance is order of delivery, and a retry never overtakes (FAULTS I5); at
-//! most the head is leased; attempt k is raised here, and written, before its first byte reaches an agent (I6).
-//! Absent: texts (the store has them), time (the session says when), what a failure means (`session::exit`).
+//! Owner: `session`. Invariants: order of acceptance is order of delivery, and a retry never
+//! overtakes (FAULTS I5); at most the head is leased; attempt k is raised here, and written, before
+//! its first byte reaches an agent (I6).
+//! Absent: texts (the store has them), time (the session says when), what a failure means
+//! (`session::exit`).
 
 use std::collections::VecDeque;
 
@@ -295,7 +297,8 @@ mod tests {
                         if let Some(turn) = turn {
                             model[0].1 += 1;
                             leased = true;
-                            prop_assert_eq!((turn.message.0, turn.attempt), (model[0].0, model[0].1));
+                            let given = (turn.message.0, turn.attempt);
+                            prop_assert_eq!(given, (model[0].0, model[0].1));
                         }
                     }
                     Step::Finish if leased => {

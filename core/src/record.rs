@@ -1,8 +1,8 @@
 //! What the store keeps, in the words of the core: session rows, messages, queue states, exits.
 //!
 //! Owner: `command::Write` carries these out; `Supervisor::load` takes them back in.
-//! Invariant: state after a restart is a function of these records and of what the driver lists, of nothing else (FAULTS
-//! I22). Absent: SQL, file names, monotonic times.
+//! Invariant: state after a restart is a function of these records and of what the driver lists, of
+//! nothing else (FAULTS I22). Absent: SQL, file names, monotonic times.
 
 use serde::{Deserialize, Serialize};
 

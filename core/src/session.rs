@@ -78,8 +78,12 @@ struct Instance {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
     /// From `holds_known_at` on, what its bridge has not said to hold it does not.
-    Attached { holds_known_at: Monotonic },
-    Detached { since: Monotonic },
+    Attached {
+        holds_known_at: Monotonic,
+    },
+    Detached {
+        since: Monotonic,
+    },
 }
 
 #[derive(Debug)]

@@ -1,19 +1,23 @@
 //! All sessions, the fence, the line of starts, and when to be called next.
 //!
 //! ```text
-//!  event ─▶ fence (generation) ─▶ session.handle ─▶ line of starts ─▶ next deadline ─▶ forget it, if dormant
+//!  event ─▶ fence (generation) ─▶ session.handle ─▶ line of starts ─▶ next deadline
+//!                                                                     └▶ forget it, if dormant
 //! ```
 //!
-//! Owner: one loop. Invariants: what comes from a past life changes nothing (FAULTS I7); starts are admitted oldest
-//! first, at most `starts_at_once` at a time; a dormant session costs no memory here. A deadline may fire early (it was
-//! armed before activity moved it), never late.
-//! Absent: IO. A session that is not here but in the store must be loaded before its event is handed in.
+//! Owner: one loop. Invariants: what comes from a past life changes nothing (FAULTS I7); starts are
+//! admitted oldest first, at most `starts_at_once` at a time; a dormant session costs no memory
+//! here. A deadline may fire early (it was armed before activity moved it), never late.
+//! Absent: IO. A session that is not here but in the store must be loaded before its event is
+//! handed in.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::command::{Answer, Command, Effects, IgnoredBecause, News, Refusal, RequestOutcome};
+use crate::command::{
+    Answer, Command, Effects, IgnoredBecause, News, Refusal, RequestOutcome, Write,
+};
 use crate::event::{Event, SessionRequest};
 use crate::id::{AgentName, InstanceId, SessionId, Subject};
 use crate::journal::{Because, Decision};
@@ -44,7 +48,8 @@ struct Slot {
     ticket: Option<u64>,
 }
 
-/// Sessions that wait for a start, oldest first. Tickets count up, so that a place can be told without looking.
+/// Sessions that wait for a start, oldest first. Tickets count up, so that a place can be told
+/// without looking.
 #[derive(Debug, Default)]
 struct Line {
     waiting: VecDeque<(u64, SessionId)>,
@@ -134,7 +139,7 @@ impl Supervisor {
         if let Some(because) = because {
             let (session, at) = (id.clone(), now.wall);
             let decision = Decision { session, generation, at, from: phase, to: phase, because };
-            effects.write(crate::command::Write::InsertDecision(decision));
+            effects.write(Write::InsertDecision(decision));
         }
         self.load(now, stored);
         self.settle(&id, now, effects);
@@ -292,11 +297,9 @@ fn disarm(
 fn tell_place(session: &Session, ahead: usize, newest_before: usize, effects: &mut Effects) {
     let accepted: Vec<_> = effects.writes[newest_before..]
         .iter()
-        .filter_map(|write| match write {
-            crate::command::Write::InsertMessage(message) if message.session == *session.id() => {
-                Some(message.id)
-            }
-            _other => None,
+        .filter_map(|write| {
+            let Write::InsertMessage(message) = write else { return None };
+            (message.session == *session.id()).then_some(message.id)
         })
         .collect();
     for message in accepted {

@@ -1,8 +1,10 @@
-//! Time as an argument: a monotonic reading for every decision, a wall reading for people and for the disk.
+//! Time as an argument: a monotonic reading for every decision, a wall reading for people and for
+//! the disk.
 //!
 //! Owner: the engine (or the simulator) reads the clocks once per batch and passes the value down.
-//! Invariant: no order, lease, attempt or timeout depends on the wall clock (FAULTS I17). It is used to print times, and
-//! to carry a remaining delay across a restart, clamped so that a jump can only shorten it to zero or keep it whole.
+//! Invariant: no order, lease, attempt or timeout depends on the wall clock (FAULTS I17). It is
+//! used to print times, and to carry a remaining delay across a restart, clamped so that a jump can
+//! only shorten it to zero or keep it whole.
 //! Absent: a way to ask for the time.
 
 use std::ops::Add;

@@ -1,8 +1,9 @@
-//! Progress clocks: since when, how long, and what that means. Three colours, three reactions: fine, slow (the sender is
-//! told), stuck (the turn ends).
+//! Progress clocks: since when, how long, and what that means. Three colours, three reactions:
+//! fine, slow (the sender is told), stuck (the turn ends).
 //!
-//! Owner: one per turn. Invariants: progress moves the clock, nothing else does; a hold covers silence, but no hold and
-//! no progress covers the limit of the whole turn (FAULTS F16, F17). Absent: timers; the session asks `next_change`.
+//! Owner: one per turn. Invariants: progress moves the clock, nothing else does; a hold covers
+//! silence, but no hold and no progress covers the limit of the whole turn (FAULTS F16, F17).
+//! Absent: timers; the session asks `next_change`.
 
 use std::time::Duration;
 
@@ -144,9 +145,10 @@ mod tests {
             clock.progress(Monotonic(last));
             let held = held.map(Monotonic);
             let next = clock.next_change(Monotonic(now), LIMITS, held);
-            let kind = |at: u64| std::mem::discriminant(&clock.verdict(Monotonic(at), LIMITS, held));
-            let already_over = matches!(
-                clock.verdict(Monotonic(now), LIMITS, held), Verdict::Stuck { .. } | Verdict::TooLong);
+            let verdict = |at: u64| clock.verdict(Monotonic(at), LIMITS, held);
+            let kind = |at: u64| std::mem::discriminant(&verdict(at));
+            let already_over =
+                matches!(verdict(now), Verdict::Stuck { .. } | Verdict::TooLong);
             if !already_over {
                 prop_assert!(next.0 > now);
                 for at in now..next.0 {

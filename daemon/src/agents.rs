@@ -39,7 +39,11 @@ pub(crate) struct Agents {
 
 impl Agents {
     pub(crate) fn new(config: Arc<Config>, data: &Path) -> Self {
-        Self { config, secrets_folder: data.join("secrets"), examples_folder: data.join("examples") }
+        Self {
+            config,
+            secrets_folder: data.join("secrets"),
+            examples_folder: data.join("examples"),
+        }
     }
 
     pub(crate) fn of(&self, session: &SessionId) -> Option<&Agent> {
@@ -83,7 +87,10 @@ impl Agents {
         workspace: &Path,
     ) -> Result<BTreeMap<String, Secret>, LaunchError> {
         let inherited = |name: &str, fallback: &str| {
-            std::env::var(name).ok().filter(|v| !v.is_empty()).unwrap_or_else(|| fallback.to_owned())
+            std::env::var(name)
+                .ok()
+                .filter(|v| !v.is_empty())
+                .unwrap_or_else(|| fallback.to_owned())
         };
         let mut env = BTreeMap::from([
             ("PATH".to_owned(), Secret(inherited("PATH", PATH_FALLBACK))),

@@ -1,7 +1,8 @@
 //! The HTTP interface: routes, identity, and the way to the engine and to the store's readers.
 //!
 //! ```text
-//!  request ─▶ body and header bounds ─▶ Caller (key → subject, scopes) ─▶ handler ─▶ Gateway (writes) · Readers (pages)
+//!  request ─▶ bounds ─▶ Caller (key → subject, scopes) ─▶ handler ─┬▶ Gateway (writes)
+//!                                                                  └▶ Readers (pages)
 //! ```
 //!
 //! Owner: handlers hold an `Api` (cheap to clone). Invariants: identity comes from the key (DESIGN
@@ -74,7 +75,11 @@ fn routes() -> Vec<Route> {
     let route = |path, methods, operations| Route { path, methods, operations };
     vec![
         route("/v1/sessions/{agent}/{key}/messages", || post(messages::submit), op::SUBMIT),
-        route("/v1/messages/{id}", || get(messages::show).delete(operate::drop_pending), op::MESSAGE),
+        route(
+            "/v1/messages/{id}",
+            || get(messages::show).delete(operate::drop_pending),
+            op::MESSAGE,
+        ),
         route("/v1/messages/{id}/why", || get(sessions::why_message), op::WHY),
         route("/v1/sessions", || get(sessions::list), op::SESSIONS),
         route("/v1/sessions/{agent}/{key}", || get(sessions::show), op::SESSION),
@@ -103,9 +108,9 @@ fn routes() -> Vec<Route> {
 }
 
 pub(crate) fn router(api: Api) -> Router {
-    let router = routes().into_iter().fold(Router::new(), |router, route| {
-        router.route(route.path, (route.methods)())
-    });
+    let router = routes()
+        .into_iter()
+        .fold(Router::new(), |router, route| router.route(route.path, (route.methods)()));
     let router = router.fallback(wrong_path).method_not_allowed_fallback(wrong_method);
     router.layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).with_state(api)
 }
@@ -142,8 +147,7 @@ async fn readyz(State(api): State<Api>) -> Response {
     if !api.gateway.is_open() {
         reasons.push("the engine has ended");
     }
-    let status =
-        if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = BTreeMap::from([
         ("ready", serde_json::Value::from(reasons.is_empty())),
         ("reasons", serde_json::Value::from(reasons)),

@@ -297,9 +297,11 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), Co
     let mut scripts = BTreeMap::new();
     for (name, table) in file.agents {
         let setting = format!("agents.{name}");
-        let id = AgentName::new(&name).map_err(|error| wrong(setting.clone(), error.to_string()))?;
+        let id =
+            AgentName::new(&name).map_err(|error| wrong(setting.clone(), error.to_string()))?;
         scripts.insert(id.clone(), table.fake.clone());
-        let agent = agent_of(table).map_err(|(key, problem)| wrong(format!("{setting}.{key}"), problem))?;
+        let agent =
+            agent_of(table).map_err(|(key, problem)| wrong(format!("{setting}.{key}"), problem))?;
         agents.insert(id, agent);
     }
     let config = Config {
@@ -360,13 +362,19 @@ fn agent_of(table: AgentTable) -> Result<Agent, Problem> {
         (Some(adapter), _) => adapter,
         (None, DriverKind::Fake) => AdapterSetting::Exec {},
         (None, DriverKind::Process) => {
-            return Err(problem("adapter", "is missing: how to talk to it, for example { kind = \"exec\" }"));
+            return Err(problem(
+                "adapter",
+                "is missing: how to talk to it, for example { kind = \"exec\" }",
+            ));
         }
     };
     if let AdapterSetting::Openai { url, .. } = &adapter
         && !url.starts_with("http://")
     {
-        return Err(problem("adapter.url", "must start with http:// (the agent runs beside its bridge)"));
+        return Err(problem(
+            "adapter.url",
+            "must start with http:// (the agent runs beside its bridge)",
+        ));
     }
     if table.memory.is_some_and(|size| size.0 < 4 << 20) {
         return Err(problem("memory", "is too small for any program: at least 4MiB"));

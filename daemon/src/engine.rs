@@ -3,9 +3,9 @@
 //!
 //! ```text
 //!  gateway ─ requests ─┐
-//!  bridges ─ events ───┼▶ batch ─▶ load ─▶ Supervisor::handle ─▶ writes ─▶ commit (fsync) ─┬▶ answers
-//!  drivers ─ events ───┤                                                                   ├▶ notices ─▶ Hub
-//!  deadline ───────────┘                                                                   └▶ commands ─▶ Hands
+//!  bridges ─ events ───┼▶ batch ─▶ load ─▶ Supervisor::handle ─▶ commit (fsync) ─┬▶ answers
+//!  drivers ─ events ───┤                                                         ├▶ Hub: notices
+//!  deadline ───────────┘                                                         └▶ Hands: acts
 //! ```
 //!
 //! Owner: a thread of its own. Invariants: nothing is answered, told or done before the batch it
@@ -140,10 +140,14 @@ impl Engine {
                 () = wait => {}
             }
             // Whatever else is there rides in the same transaction.
-            while requests.len() < BATCH_INPUTS_MAX && let Ok(request) = self.requests.try_recv() {
+            while requests.len() < BATCH_INPUTS_MAX
+                && let Ok(request) = self.requests.try_recv()
+            {
                 requests.push(request);
             }
-            while events.len() < BATCH_INPUTS_MAX && let Ok(event) = self.events.try_recv() {
+            while events.len() < BATCH_INPUTS_MAX
+                && let Ok(event) = self.events.try_recv()
+            {
                 events.push(event);
             }
             let ends = requests.iter().any(|request| matches!(request, Request::End));
@@ -287,10 +291,8 @@ impl Engine {
         for stored in live {
             let record = &stored.record;
             if record.phase.has_instance() {
-                expected.push(InstanceId {
-                    session: record.id.clone(),
-                    generation: record.generation,
-                });
+                expected
+                    .push(InstanceId { session: record.id.clone(), generation: record.generation });
             }
             self.supervisor.recover(now, stored, &mut pending.effects);
         }

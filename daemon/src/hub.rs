@@ -2,7 +2,7 @@
 //! or is watched.
 //!
 //! ```text
-//!  engine ── notices, after the commit ──▶ Entry { status, attempt, text, end } ◀── pulled by each watcher, at its pace
+//!  engine ── notices ──▶ Entry { statuses, attempt, text, end } ◀── pulled by each watcher
 //! ```
 //!
 //! Owner: the engine posts, the API's handlers pull. Invariants: a watcher that does not read costs
@@ -51,7 +51,11 @@ struct Live {
 #[derive(Debug, Clone)]
 pub(crate) enum Update {
     Status(StatusState),
-    Delta { attempt: u32, end_offset: u64, text: String },
+    Delta {
+        attempt: u32,
+        end_offset: u64,
+        text: String,
+    },
     /// The store says how.
     End,
 }

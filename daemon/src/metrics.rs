@@ -71,7 +71,11 @@ impl Metrics {
         r.register("messages_refused", "Messages not accepted", self.refused.clone());
         r.register("messages_answered", "Messages with a reply", self.answered.clone());
         r.register("messages_dead", "Messages dead-lettered", self.dead.clone());
-        r.register("messages_cancelled", "Messages dropped before delivery", self.cancelled.clone());
+        r.register(
+            "messages_cancelled",
+            "Messages dropped before delivery",
+            self.cancelled.clone(),
+        );
         r.register("messages_waiting", "Messages pending or with an agent", self.waiting.clone());
         r.register("deliveries", "Turns handed to agents", self.deliveries.clone());
         r.register("retries", "Turns to be tried again", self.retries.clone());
@@ -80,7 +84,11 @@ impl Metrics {
         r.register("bridges_connected", "Bridges connected now", self.bridges.clone());
         r.register("events_stale", "Events of past lives, or repeated", self.stale.clone());
         r.register("commit_seconds", "One transaction with its sync", self.commit_seconds.clone());
-        r.register("store_full", "Batches undone because the disk was full", self.store_full.clone());
+        r.register(
+            "store_full",
+            "Batches undone because the disk was full",
+            self.store_full.clone(),
+        );
         self
     }
 

@@ -17,10 +17,10 @@ use std::time::Duration;
 use dormouse_bridge::rundir::Dial;
 use dormouse_core::event::Event;
 use dormouse_edge::control::{BindError, ControlLimits, ControlSocket};
+use dormouse_edge::driver::Driver;
 use dormouse_edge::driver::fake::FakeDriver;
 use dormouse_edge::driver::process::{ProcessDriver, ProcessDriverConfig};
 use dormouse_edge::paths::DataFolder;
-use dormouse_edge::driver::Driver;
 use dormouse_edge::registry::Registry;
 use dormouse_edge::token::DeploymentSecret;
 use dormouse_store::{OpenError, Reader, Store};
@@ -71,15 +71,24 @@ pub(crate) enum RunError {
     Driver(#[from] dormouse_edge::driver::process::OpenError),
     #[error("cannot open the socket for bridges")]
     Control(#[from] BindError),
-    #[error("cannot listen on {address}: {source}; is another dormouse running? Choose another address in [server] listen")]
+    #[error(
+        "cannot listen on {address}: {source}; is another dormouse running? \
+         Choose another address in [server] listen"
+    )]
     Listen { address: SocketAddr, source: std::io::Error },
-    #[error("{address} is reachable from other machines, and no API key exists; make one first with `dormouse keys create --offline --operator NAME`")]
+    #[error(
+        "{address} is reachable from other machines, and no API key exists; \
+         make one first with `dormouse keys create --offline --operator NAME`"
+    )]
     NoKeys { address: SocketAddr },
     #[error("the system refuses {what}: {source}")]
     System { what: &'static str, source: std::io::Error },
     #[error("stopped, to lose nothing: {}", report::chain(.0))]
     Engine(#[from] EngineError),
-    #[error("stopped, to lose nothing: the engine found a state that cannot be; its last words are above")]
+    #[error(
+        "stopped, to lose nothing: the engine found a state that cannot be; \
+         its last words are above"
+    )]
     Panicked,
     #[error("the key could not be stored")]
     Key(#[from] dormouse_store::ApplyError),
@@ -124,12 +133,7 @@ fn run(options: &Options, manner: Manner) -> Result<(), RunError> {
     result
 }
 
-async fn live(
-    loaded: Loaded,
-    data: PathBuf,
-    store: Store,
-    manner: Manner,
-) -> Result<(), RunError> {
+async fn live(loaded: Loaded, data: PathBuf, store: Store, manner: Manner) -> Result<(), RunError> {
     let Loaded { config, fake_scripts, path } = loaded;
     let config = Arc::new(config);
     let keys = KeyRing::holding(Reader::open(&data)?.keys()?);
@@ -277,17 +281,13 @@ async fn until_told_to_end(
     }
     gateway.end().await;
     engine_ended.await.map_err(|_| RunError::Panicked)??;
-    tracing::info!("ended; agents that run go on under their bridges, and the next start finds them");
+    tracing::info!(
+        "ended; agents that run go on under their bridges, and the next start finds them"
+    );
     Ok(())
 }
 
-fn announce(
-    manner: Manner,
-    address: SocketAddr,
-    data: &Path,
-    config: Option<&Path>,
-    api: &Api,
-) {
+fn announce(manner: Manner, address: SocketAddr, data: &Path, config: Option<&Path>, api: &Api) {
     tracing::info!(%address, data = %data.display(), "ready");
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
     if manner == Manner::Up {
@@ -312,7 +312,8 @@ fn start_logging(manner: Manner) {
         Manner::Up => "warn",
         Manner::Serve => "info",
     };
-    let filter = EnvFilter::try_from_env("DORMOUSE_LOG").unwrap_or_else(|_| EnvFilter::new(standard));
+    let filter =
+        EnvFilter::try_from_env("DORMOUSE_LOG").unwrap_or_else(|_| EnvFilter::new(standard));
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     // Fails only when a log exists already, as in a test that runs the daemon twice.
     drop(

@@ -95,7 +95,8 @@ fn nothing_accepted_is_lost_or_answered_twice_whatever_is_killed() {
         }
     }
     load.end();
-    let accepted = clients.into_iter().flat_map(|client| client.join().expect("a client")).collect();
+    let accepted =
+        clients.into_iter().flat_map(|client| client.join().expect("a client")).collect();
     settle(&daemon);
     let evidence = gather(&daemon, accepted);
     let readopted = readopted(&daemon, &orphans);
@@ -105,7 +106,9 @@ fn nothing_accepted_is_lost_or_answered_twice_whatever_is_killed() {
     assert!(readopted > 0, "no agent was seen to work on after a death of the daemon");
     assert!(kills.daemons > 0 && kills.bridges > 0 && kills.agents > 0, "{kills:?}");
     // Idle agents are stopped, and nothing is left of any.
-    within(SETTLE_WITHIN, "all instances to be gone", || daemon.processes().is_empty().then_some(()));
+    within(SETTLE_WITHIN, "all instances to be gone", || {
+        daemon.processes().is_empty().then_some(())
+    });
 }
 
 fn now_ms() -> u64 {
@@ -189,9 +192,7 @@ fn gather(daemon: &Daemon, accepted: Vec<load::Accepted>) -> Evidence {
              WHERE json_extract(because, '$.because') = 'turn_started'",
         )
         .expect("the journal is as documented");
-    let rows = query.query_map([], |row| {
-        Ok((row.get(0)?, u64::from(row.get::<_, u32>(1)?)))
-    });
+    let rows = query.query_map([], |row| Ok((row.get(0)?, u64::from(row.get::<_, u32>(1)?))));
     let journal = rows.expect("rows").map(|row| row.expect("a row")).collect();
     Evidence { accepted, stored, journal, agents: daemon.agent_log() }
 }
@@ -200,7 +201,8 @@ fn gather(daemon: &Daemon, accepted: Vec<load::Accepted>) -> Evidence {
 fn readopted(daemon: &Daemon, orphans: &[Orphans]) -> usize {
     let log = daemon.agent_log();
     let works_on = |agent: &Process, back_at_ms: u64| {
-        log.iter().any(|line| line.pid == agent.pid && line.at_ms > back_at_ms && line.what != "started")
+        log.iter()
+            .any(|line| line.pid == agent.pid && line.at_ms > back_at_ms && line.what != "started")
     };
     orphans
         .iter()

@@ -13,10 +13,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use support::http::Client;
 use support::scratch::say;
 use support::waiting::within;
 use support::{Daemon, SOON, Setup, until};
-use support::http::Client;
 
 /// An agent that takes so long to start that nothing but the accept happens.
 const SLEEPER: &str = r#"

@@ -1,8 +1,9 @@
 //! Asked to wake, stop or restart; idle; and making sure that it ends.
 //!
-//! Owner: `Session`. Invariants: the idle stop is decided by the same `handle` that sees turns, holds and the queue, so
-//! that it cannot race them (FAULTS I8); every stop has a moment at which it becomes a kill; a request is accepted,
-//! ignored or denied with a reason, never silently dropped.
+//! Owner: `Session`. Invariants: the idle stop is decided by the same `handle` that sees turns,
+//! holds and the queue, so that it cannot race them (FAULTS I8); every stop has a moment at which
+//! it becomes a kill; a request is accepted, ignored or denied with a reason, never silently
+//! dropped.
 //! Absent: what the exit then means (`exit`).
 
 use crate::command::{Answer, Command, DeniedBecause, IgnoredBecause, RequestOutcome};
@@ -159,7 +160,8 @@ impl Session {
         }
     }
 
-    /// Asks the bridge if there is one to ask. A bridge that never came, or that is given up, is killed.
+    /// Asks the bridge if there is one to ask. A bridge that never came, or that is given up, is
+    /// killed.
     pub(super) fn command_stop(&mut self, ctx: &mut Context<'_>) {
         let instance = self.instance();
         let stop = instance.stop.expect("stopping has a reason");

@@ -1,8 +1,8 @@
 //! What a death means, in fixed order: diagnose → count → queue → next phase.
 //!
-//! Owner: `Session`. Invariants: nothing is decided before the evidence is in the batch; an exit that was asked for is not
-//! a failure; the message in flight ends its attempt here and nowhere else; 137 is not a diagnosis (the signal, the
-//! kernel's counter and who asked are three facts).
+//! Owner: `Session`. Invariants: nothing is decided before the evidence is in the batch; an exit
+//! that was asked for is not a failure; the message in flight ends its attempt here and nowhere
+//! else; 137 is not a diagnosis (the signal, the kernel's counter and who asked are three facts).
 //! Absent: sizing and the breaker, which take their places in this order when they come.
 
 use crate::cause::Cause;

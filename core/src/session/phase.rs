@@ -4,7 +4,7 @@
 //!            message · operator              bridge attached + agent ready
 //!  Asleep ─────────────────────▶ Starting ─────────────────────────────────▶ Awake ⇄ (turn)
 //!    ▲  ▲                           │  │ stop · not ready in time             │ │ idle · stuck
-//!    │  │                           │  └───────────────▶ Stopping ◀───────────┘ │ stop · restart, turn running
+//!    │  │                           │  └───────────────▶ Stopping ◀───────────┘ │ stop, turn runs
 //!    │  └── exit as asked ──────────│──────────────────────┘  ▲                 ▼
 //!    │                              │ exit                    └──────────── Draining
 //!    └── delay over, no message ── Backoff ◀── exit unasked ── (any phase with an instance)

@@ -1,7 +1,8 @@
 //! Messages in, turns, replies out.
 //!
-//! Owner: `Session`. Invariants: a turn starts only on a ready, attached instance in `Awake`, one at a time, head first;
-//! its attempt is written in the batch whose commit precedes its delivery; reply and queue acknowledgement are one write.
+//! Owner: `Session`. Invariants: a turn starts only on a ready, attached instance in `Awake`, one
+//! at a time, head first; its attempt is written in the batch whose commit precedes its delivery;
+//! reply and queue acknowledgement are one write.
 //! Absent: what an exit means for a running turn (`exit`).
 
 use std::time::Duration;

@@ -263,7 +263,10 @@ mod tests {
     fn a_text_may_be_as_long_as_the_limit_and_no_longer() {
         let body = |length| format!(r#"{{"text": "{}"}}"#, "x".repeat(length));
         assert!(submit(&body(limits::MESSAGE_BYTES_MAX)).is_ok());
-        assert!(matches!(submit(&body(limits::MESSAGE_BYTES_MAX + 1)), Err(BodyError::TooLong { .. })));
+        assert!(matches!(
+            submit(&body(limits::MESSAGE_BYTES_MAX + 1)),
+            Err(BodyError::TooLong { .. })
+        ));
     }
 
     #[test]
@@ -293,6 +296,9 @@ mod tests {
         let image = br#"{"model": "m", "messages": [{"role": "user", "content":
             [{"type": "image_url", "image_url": {"url": "x"}}]}]}"#;
         assert!(parse_chat(image).unwrap_err().to_string().contains("messages[0].content[0]"));
-        assert_eq!(parse_chat(br#"{"model": "m", "messages": []}"#), Err(BodyError::Empty("messages")));
+        assert_eq!(
+            parse_chat(br#"{"model": "m", "messages": []}"#),
+            Err(BodyError::Empty("messages"))
+        );
     }
 }

@@ -85,16 +85,10 @@ pub(crate) mod operations {
             answers: &[(200, "the message, or its event stream"), (404, "no such message")],
             ..PLAIN
         },
-        Operation {
-            method: "delete",
-            summary: "Drop a message that waits.",
-            ..REQUEST
-        },
+        Operation { method: "delete", summary: "Drop a message that waits.", ..REQUEST },
     ];
-    pub(crate) const WHY: &[Operation] = &[Operation {
-        summary: "What is the case, because of what, and what to do.",
-        ..PLAIN
-    }];
+    pub(crate) const WHY: &[Operation] =
+        &[Operation { summary: "What is the case, because of what, and what to do.", ..PLAIN }];
     pub(crate) const SESSIONS: &[Operation] = &[Operation {
         summary: "Sessions, newest first.",
         parameters: &[
@@ -127,8 +121,10 @@ pub(crate) mod operations {
         &[Operation { summary: "Start the session's agent now.", ..REQUEST }];
     pub(crate) const STOP: &[Operation] =
         &[Operation { summary: "Stop the agent once its turn is finished.", ..REQUEST }];
-    pub(crate) const RESTART: &[Operation] =
-        &[Operation { summary: "Stop the agent once its turn is finished, and start it.", ..REQUEST }];
+    pub(crate) const RESTART: &[Operation] = &[Operation {
+        summary: "Stop the agent once its turn is finished, and start it.",
+        ..REQUEST
+    }];
     pub(crate) const QUEUE: &[Operation] = &[Operation {
         summary: "Messages that wait or are with an agent, newest first.",
         parameters: QUEUE_PARAMETERS,
@@ -213,8 +209,9 @@ fn document() -> Value {
         "info": {
             "title": "Dormouse",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Every path but the open ones needs `Authorization: Bearer KEY`. Errors are \
-                {\"error\": {\"code\", \"message\", \"hint\"}}; docs/errors.md lists the codes.",
+            "description": "Every path but the open ones needs `Authorization: Bearer KEY`. \
+                Errors are {\"error\": {\"code\", \"message\", \"hint\"}}; docs/errors.md lists \
+                their codes.",
             "license": { "name": "MIT OR Apache-2.0" },
         },
         "paths": paths,
@@ -247,10 +244,10 @@ fn operation_object(path: &str, operation: &Operation) -> Value {
         .iter()
         .map(|(status, says)| (status.to_string(), json!({ "description": says })))
         .collect();
-    let error = json!({ "$ref": "#/components/schemas/Error" });
+    let error = json!({ "schema": { "$ref": "#/components/schemas/Error" } });
     answers.insert(
         "default".to_owned(),
-        json!({ "description": "an error", "content": { "application/json": { "schema": error } } }),
+        json!({ "description": "an error", "content": { "application/json": error } }),
     );
     let mut object = json!({
         "summary": operation.summary,

@@ -182,9 +182,9 @@ async fn wait_for_end(api: &Api, id: MessageId, wait: Duration) -> Result<Messag
 
 /// A message that the caller may see; any other does not exist for them.
 pub(crate) async fn visible(api: &Api, caller: &Caller, id: &str) -> Result<Message, Problem> {
-    let id: MessageId = id
-        .parse()
-        .map_err(|error| Problem::bad_request(format!("{error}"), "it is in the answer to your POST"))?;
+    let id: MessageId = id.parse().map_err(|error| {
+        Problem::bad_request(format!("{error}"), "it is in the answer to your POST")
+    })?;
     let stored = api.readers.read(move |reader| reader.message(id)).await?;
     match stored {
         Some(stored) if caller.may_see(&stored.subject) => Ok(shown(stored)),
@@ -233,7 +233,9 @@ pub(crate) fn json_body(
 ) -> Result<Bytes, Problem> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let is_json = kind.is_some_and(|kind| {
-        kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+        kind.split(';')
+            .next()
+            .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
     });
     if !is_json {
         return Err(Problem::new(

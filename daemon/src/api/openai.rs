@@ -23,7 +23,9 @@ use serde_json::{Value, json};
 
 use crate::api::body::{BodyError, Chat, parse_chat};
 use crate::api::caller::Known;
-use crate::api::messages::{accept, body_problem, idempotency_key_of, json_body, session_of, view_of};
+use crate::api::messages::{
+    accept, body_problem, idempotency_key_of, json_body, session_of, view_of,
+};
 use crate::api::problem::Problem;
 use crate::api::shape::{ErrorDetail, Message};
 use crate::api::stream::{KEEP_ALIVE_AFTER, failure_of};
@@ -269,16 +271,19 @@ impl Chunks {
     fn error(&mut self, detail: &ErrorDetail) -> Bytes {
         self.step = Step::Done;
         let message = format!("{}: {}", detail.message, detail.hint);
+        let (kind, code) = ("server_error", &detail.code);
         let error = json!({
-            "error": { "message": message, "type": "server_error", "param": null, "code": detail.code }
+            "error": { "message": message, "type": kind, "param": null, "code": code }
         });
         Bytes::from(format!("data: {error}\n\n"))
     }
 
     fn chunk(&self, delta: Value, finish_reason: Option<&str>) -> Bytes {
         let mut body = envelope(self.id, &self.chat, "chat.completion.chunk", self.created_ms);
-        body["choices"] =
-            json!([{ "index": 0, "delta": delta, "logprobs": null, "finish_reason": finish_reason }]);
+        let choice = json!({
+            "index": 0, "delta": delta, "logprobs": null, "finish_reason": finish_reason
+        });
+        body["choices"] = json!([choice]);
         Bytes::from(format!("data: {body}\n\n"))
     }
 }

@@ -64,10 +64,7 @@ pub(crate) async fn queue(
     let asked = query(asked)?;
     let limit = page_size(asked.limit)?;
     let filter = MessageFilter { subject: own(&caller), session: asked.session };
-    let items = api
-        .readers
-        .read(move |reader| reader.queue(&filter, asked.before, limit))
-        .await?;
+    let items = api.readers.read(move |reader| reader.queue(&filter, asked.before, limit)).await?;
     Ok(Json(page_of(items, limit, true)))
 }
 
@@ -79,10 +76,8 @@ pub(crate) async fn dead_letters(
     let asked = query(asked)?;
     let limit = page_size(asked.limit)?;
     let filter = MessageFilter { subject: own(&caller), session: asked.session };
-    let items = api
-        .readers
-        .read(move |reader| reader.dead_letters(&filter, asked.before, limit))
-        .await?;
+    let items =
+        api.readers.read(move |reader| reader.dead_letters(&filter, asked.before, limit)).await?;
     Ok(Json(page_of(items, limit, true)))
 }
 
@@ -147,10 +142,8 @@ async fn drop_message(
 ) -> Result<Json<Requested>, Problem> {
     let (session, by) = (message.session, caller.subject);
     let message = message.message_id;
-    let verdict = api
-        .gateway
-        .ask(false, |ask| Request::Drop { session, message, is_dead, by, ask })
-        .await?;
+    let verdict =
+        api.gateway.ask(false, |ask| Request::Drop { session, message, is_dead, by, ask }).await?;
     requested(verdict).map(Json)
 }
 
@@ -204,8 +197,9 @@ pub(crate) async fn create_key(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let body = json_body(&headers, body)?;
-    let asked: CreateKey = serde_json::from_slice(&body)
-        .map_err(|error| Problem::bad_request(error.to_string(), "send name, subject and scopes"))?;
+    let asked: CreateKey = serde_json::from_slice(&body).map_err(|error| {
+        Problem::bad_request(error.to_string(), "send name, subject and scopes")
+    })?;
     let name = asked.name.trim();
     if name.is_empty() || name.len() > KEY_NAME_BYTES_MAX || name.chars().any(char::is_control) {
         let hint = "a name tells you later where the key is used, for example laptop";

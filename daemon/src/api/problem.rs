@@ -71,10 +71,7 @@ impl Problem {
         Self { status, code, message, hint, retry_after: None, message_id: None }
     }
 
-    pub(crate) fn bad_request(
-        message: impl Into<Box<str>>,
-        hint: impl Into<Box<str>>,
-    ) -> Self {
+    pub(crate) fn bad_request(message: impl Into<Box<str>>, hint: impl Into<Box<str>>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", message, hint)
     }
 
@@ -235,7 +232,8 @@ impl From<AskError> for Problem {
             AskError::Ended => ("shutting_down", "Dormouse is shutting down"),
         };
         let hint = "nothing was accepted; try again with the same idempotency key";
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message, hint).later(Duration::from_secs(1))
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message, hint)
+            .later(Duration::from_secs(1))
     }
 }
 

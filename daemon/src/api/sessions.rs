@@ -80,10 +80,8 @@ pub(crate) async fn list(
     let limit = page_size(asked.limit)?;
     let filter = SessionFilter { subject: own(&caller), agent: asked.agent, phase: asked.phase };
     let before = asked.before;
-    let page = api
-        .readers
-        .read(move |reader| reader.sessions(&filter, before.as_deref(), limit))
-        .await?;
+    let page =
+        api.readers.read(move |reader| reader.sessions(&filter, before.as_deref(), limit)).await?;
     let items = page.items.into_iter().map(shown).collect();
     Ok(Json(Page { items, next: page.next }))
 }
@@ -142,8 +140,7 @@ pub(crate) async fn journal(
     let asked = query(asked)?;
     let limit = page_size(asked.limit)?;
     known(&api, &caller, &id).await?;
-    let rows =
-        api.readers.read(move |reader| reader.journal(&id, asked.before, limit)).await?;
+    let rows = api.readers.read(move |reader| reader.journal(&id, asked.before, limit)).await?;
     let is_full = rows.len() == limit as usize;
     let next = rows.last().filter(|_| is_full).map(|(row, _)| row.to_string());
     let items = rows.into_iter().map(|(_, decision)| journal_row(decision)).collect();
@@ -185,9 +182,7 @@ async fn explain(api: &Api, stored: StoredView, message: Option<Message>) -> Res
     let id = stored.record.id.clone();
     let (exits, rows) = api
         .readers
-        .read(move |reader| {
-            Ok((reader.exits(&id, 1)?, reader.journal(&id, None, TIMELINE_ROWS)?))
-        })
+        .read(move |reader| Ok((reader.exits(&id, 1)?, reader.journal(&id, None, TIMELINE_ROWS)?)))
         .await?;
     let last_exit = exits.into_iter().next().map(exit_view);
     let session = shown(stored);
@@ -264,13 +259,10 @@ async fn request(
 ) -> Result<Json<Requested>, Problem> {
     let session = session_of(&agent, &key)?;
     let asked = session.clone();
-    let stored = api.readers.read(move |reader| reader.session(&asked)).await?;
-    if stored.is_some_and(|stored| !caller.may_see(&stored.record.subject)) {
-        return Err(Problem::not_found("session"));
-    }
+    // A session begins with its first message, whose sender owns it.
+    known(&api, &caller, &asked).await?;
     let by = caller.subject;
-    let verdict =
-        api.gateway.ask(false, |ask| Request::Session { session, what, by, ask }).await?;
+    let verdict = api.gateway.ask(false, |ask| Request::Session { session, what, by, ask }).await?;
     requested(verdict).map(Json)
 }
 

@@ -106,9 +106,7 @@ async fn advance(
                 Ok(Some(Update::Delta { attempt, end_offset, text })) => {
                     (Ok(delta_event(attempt, end_offset, &text)), Step::Watch(watcher))
                 }
-                Ok(Some(Update::End) | None) => {
-                    (Ok(last_event(api, message).await), Step::End)
-                }
+                Ok(Some(Update::End) | None) => (Ok(last_event(api, message).await), Step::End),
             })
         }
     }
@@ -189,7 +187,11 @@ mod tests {
         let at = |attempt, offset| Place { attempt, offset };
         let rest = said(rest_of("hello world", 2, at(2, 6), Step::End));
         assert_eq!(rest, ["event: delta\nid: 2.11\ndata: {\"text\":\"world\"}\n\n"]);
-        assert_eq!(said(rest_of("hello", 2, at(1, 3), Step::End)).len(), 1, "another attempt's place");
+        assert_eq!(
+            said(rest_of("hello", 2, at(1, 3), Step::End)).len(),
+            1,
+            "another attempt's place"
+        );
         assert_eq!(said(rest_of("hello", 2, at(2, 5), Step::End)).len(), 0);
     }
 

@@ -53,7 +53,11 @@ fn when(at_ms: u64) -> String {
 }
 
 /// What is the case with a session, and because of what.
-pub(crate) fn verdict(session: &SessionView, last_exit: Option<&ExitView>, turn_runs: bool) -> String {
+pub(crate) fn verdict(
+    session: &SessionView,
+    last_exit: Option<&ExitView>,
+    turn_runs: bool,
+) -> String {
     let id = &session.session;
     let waiting = match session.waiting {
         0 => "no message waits".to_owned(),
@@ -75,7 +79,8 @@ pub(crate) fn verdict(session: &SessionView, last_exit: Option<&ExitView>, turn_
             let cause = session.last_failure.unwrap_or(Cause::Unknown).plain_words();
             let failures = session.failures;
             format!(
-                "{id} failed {failures} times in a row ({cause}), so its next start waits: {next}. {waiting}."
+                "{id} failed {failures} times in a row ({cause}), so its next start waits: \
+                 {next}. {waiting}."
             )
         }
     };

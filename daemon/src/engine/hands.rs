@@ -156,7 +156,8 @@ impl Hands {
         let driver = Arc::clone(self.drivers.of(&instance.session));
         self.runtime.spawn(async move {
             if let Err(error) = driver.kill(&instance).await {
-                tracing::warn!(%instance, error = %report::chain(&error), "could not be killed yet");
+                let error = report::chain(&error);
+                tracing::warn!(%instance, %error, "could not be killed yet");
             }
         });
     }
@@ -221,7 +222,10 @@ async fn reconcile_with(
         );
     }
     let is_unreadable = |instance: &InstanceId| {
-        listing.unreadable.iter().any(|one| one.name == dormouse_edge::paths::instance_name(instance))
+        listing
+            .unreadable
+            .iter()
+            .any(|one| one.name == dormouse_edge::paths::instance_name(instance))
     };
     let missing: Vec<InstanceId> = expected
         .iter()

@@ -19,13 +19,37 @@ pub(crate) type Reply = oneshot::Sender<Verdict>;
 
 #[derive(Debug)]
 pub(crate) enum Request {
-    Submit { submission: Submission, ask: Ask },
-    Session { session: SessionId, what: SessionRequest, by: Subject, ask: Ask },
-    Redrive { message: MessageId, by: Subject, ask: Ask },
-    Drop { session: SessionId, message: MessageId, is_dead: bool, by: Subject, ask: Ask },
-    Key { change: KeyChange, reply: Reply },
+    Submit {
+        submission: Submission,
+        ask: Ask,
+    },
+    Session {
+        session: SessionId,
+        what: SessionRequest,
+        by: Subject,
+        ask: Ask,
+    },
+    Redrive {
+        message: MessageId,
+        by: Subject,
+        ask: Ask,
+    },
+    Drop {
+        session: SessionId,
+        message: MessageId,
+        is_dead: bool,
+        by: Subject,
+        ask: Ask,
+    },
+    Key {
+        change: KeyChange,
+        reply: Reply,
+    },
     /// Why is it awake?
-    Explain { session: SessionId, reply: Reply },
+    Explain {
+        session: SessionId,
+        reply: Reply,
+    },
     /// Finish the batch and end the loop.
     End,
 }
@@ -60,9 +84,15 @@ pub(crate) enum KeyChange {
 
 #[derive(Debug)]
 pub(crate) enum Verdict {
-    Answered { answer: Answer, watcher: Option<Watcher> },
+    Answered {
+        answer: Answer,
+        watcher: Option<Watcher>,
+    },
     Done,
-    Explained { turn: Option<TurnId>, holds: Vec<String> },
+    Explained {
+        turn: Option<TurnId>,
+        holds: Vec<String>,
+    },
     NotFound,
     /// No room on the disk; nothing was stored.
     StoreFull,

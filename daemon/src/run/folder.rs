@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 
 use dormouse_core::id::Subject;
 use dormouse_store::{Reader, Store};
-use sha2::{Digest, Sha256};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sha2::{Digest, Sha256};
 
 use super::RunError;
 use crate::engine::clock::wall_now;
@@ -53,9 +53,8 @@ pub(crate) fn data_folder(named: Option<&Path>) -> Result<PathBuf, FolderError> 
             source,
         });
     }
-    let is_set = |name: &str| {
-        std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
-    };
+    let is_set =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     is_set("XDG_DATA_HOME")
         .or_else(|| is_set("HOME").map(|home| home.join(".local/share")))
         .map(|base| base.join("dormouse"))
@@ -106,9 +105,11 @@ pub(super) fn note_address(data: &Path, address: SocketAddr) -> Result<(), Folde
 
 pub(super) fn unpack_examples(data: &Path) -> Result<(), FolderError> {
     let folder = data.join("examples").join("python");
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&folder).map_err(|source| {
-        FolderError::Io { doing: "make", path: folder.clone(), source }
-    })?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(&folder)
+        .map_err(|source| FolderError::Io { doing: "make", path: folder.clone(), source })?;
     let path = folder.join("executor.py");
     let is_same = std::fs::read(&path).is_ok_and(|there| there == EXECUTOR.as_bytes());
     if is_same { Ok(()) } else { write_private(&path, EXECUTOR.as_bytes()) }

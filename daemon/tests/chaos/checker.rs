@@ -79,7 +79,8 @@ fn check_endings(evidence: &Evidence, violations: &mut Vec<String>) {
                 }
             }
             (state, reply) => {
-                violations.push(format!("I2: {id} is {state} ({:?}), reply {reply:?}", message.cause));
+                violations
+                    .push(format!("I2: {id} is {state} ({:?}), reply {reply:?}", message.cause));
             }
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::Client;
+use crate::support::http::Client;
 
 /// A message that a client knows to be accepted.
 #[derive(Debug, Clone)]
