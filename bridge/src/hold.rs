@@ -13,6 +13,10 @@ use tokio::time::Instant;
 
 use crate::frames::FromBridge;
 
+/// So much may pass on the way to the daemon without being taken off: who asked for five minutes
+/// reads of five minutes.
+const MOMENT: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Default)]
 pub(crate) struct Holds {
     by_name: BTreeMap<String, Hold>,
@@ -20,6 +24,7 @@ pub(crate) struct Holds {
 
 #[derive(Debug)]
 struct Hold {
+    span: Duration,
     until: Instant,
     is_told: bool,
 }
@@ -41,8 +46,9 @@ impl Holds {
         if self.by_name.len() >= HOLDS_MAX && !self.by_name.contains_key(name) {
             return Err(TooManyHolds);
         }
-        let until = now + Duration::from_millis(for_ms).min(HOLD_SPAN_MAX);
-        self.by_name.insert(name.to_string(), Hold { until, is_told: false });
+        let span = Duration::from_millis(for_ms).min(HOLD_SPAN_MAX);
+        let hold = Hold { span, until: now + span, is_told: false };
+        self.by_name.insert(name.to_string(), hold);
         Ok(())
     }
 
@@ -60,8 +66,9 @@ impl Holds {
     pub(crate) fn next_frame(&mut self, now: Instant) -> Option<FromBridge> {
         let (name, hold) = self.by_name.iter_mut().find(|(_, hold)| !hold.is_told)?;
         hold.is_told = true;
-        let for_ms = millis(hold.until.saturating_duration_since(now));
-        Some(FromBridge::Hold { name: name.clone(), for_ms })
+        let left = hold.until.saturating_duration_since(now);
+        let told = if hold.span - left < MOMENT { hold.span } else { left };
+        Some(FromBridge::Hold { name: name.clone(), for_ms: millis(told) })
     }
 }
 
@@ -88,6 +95,15 @@ mod tests {
         assert_eq!(told(&mut holds, start), [("build".into(), 5_000), ("short".into(), 1_000)]);
         holds.retell(later);
         assert_eq!(told(&mut holds, later), [("build".into(), 3_000)]);
+    }
+
+    #[test]
+    fn what_passes_on_the_way_is_not_taken_off() {
+        let start = Instant::now();
+        let mut holds = Holds::default();
+        holds.take("build", 300_000, start).unwrap();
+        let a_little_later = start + Duration::from_millis(3);
+        assert_eq!(told(&mut holds, a_little_later), [("build".into(), 300_000)]);
     }
 
     #[test]
