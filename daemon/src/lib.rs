@@ -5,8 +5,7 @@
 //! (HTTP), `hub` (who waits for what), `config`, `agents`, `keys`, `gate`, `metrics`, `server`.
 //!
 //! Owner: the process. Invariant: a bridge is this same program, and nothing of the daemon is set
-//! up for it. Absent: an interface for other crates; this library exists for its program and for
-//! the fuzzer.
+//! up for it. Absent: an interface for other crates; this library exists for its program.
 
 mod agents;
 mod api;
@@ -36,9 +35,4 @@ pub fn main() -> ExitCode {
         };
     }
     cli::main()
-}
-
-/// Feeds the parsers of request bodies: whatever comes, they answer with a value or an error.
-pub fn parse_bodies(bytes: &[u8]) {
-    api::body::fuzz(bytes);
 }

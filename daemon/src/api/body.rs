@@ -215,6 +215,7 @@ fn check_bounds(bytes: &[u8]) -> Result<(), BodyError> {
 }
 
 /// Both parsers on the same bytes; what they take must keep within the bounds.
+#[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     if let Ok(body) = parse_submit(bytes) {
         assert!(!body.text.trim().is_empty() && body.text.len() <= limits::MESSAGE_BYTES_MAX);
@@ -230,6 +231,16 @@ mod tests {
 
     fn submit(text: &str) -> Result<SubmitBody, BodyError> {
         parse_submit(text.as_bytes())
+    }
+
+    #[test]
+    fn what_the_fuzzer_begins_with_is_taken() {
+        for seed in ["submit", "chat"] {
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/seeds/http_bodies");
+            let bytes = std::fs::read(format!("{folder}/{seed}")).unwrap();
+            assert!(parse_submit(&bytes).is_ok() || parse_chat(&bytes).is_ok(), "{seed}");
+            fuzz(&bytes);
+        }
     }
 
     #[test]
