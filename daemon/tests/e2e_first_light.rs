@@ -8,8 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::http::decisions;
-use support::{Client, Daemon, Setup, until};
+use support::http::{Client, decisions};
+use support::{Daemon, Setup, until};
 
 fn scripted() -> Setup {
     Setup::new().scripted("scripted", &[], "")
@@ -49,7 +49,10 @@ fn a_message_is_accepted_at_once_and_can_be_waited_for() {
     let text = format!("wait {}", daemon.path("go"));
     let accepted = client.submission("scripted/a", &text).send().expect(202);
     assert_eq!((&accepted["state"], &accepted["position"]), (&json!("pending"), &json!(0)));
-    assert_eq!((&accepted["session"], &accepted["duplicate"]), (&json!("scripted/a"), &json!(false)));
+    assert_eq!(
+        (&accepted["session"], &accepted["duplicate"]),
+        (&json!("scripted/a"), &json!(false))
+    );
     let id = accepted["message_id"].as_str().unwrap();
     let second = client.submission("scripted/a", "second").send().expect(202);
     assert_eq!(second["position"], 1);

@@ -22,5 +22,4 @@ pub(crate) mod sse;
 pub(crate) mod waiting;
 
 pub(crate) use daemon::{Daemon, Setup};
-pub(crate) use http::Client;
 pub(crate) use waiting::{SOON, until};

@@ -1,7 +1,8 @@
 //! A folder for one test, on the disk that the project is built on: a real one, where a sync is a
 //! sync.
 //!
-//! Owner: `Setup`. Invariant: it is removed when the test passed, and kept and named when it failed.
+//! Owner: `Setup`. Invariant: it is removed when the test passed, and kept and named when it
+//! failed.
 
 use std::fs;
 use std::io::Write as _;

@@ -1,14 +1,18 @@
 //! Server-sent events, read one at a time, and what a client has seen of one message.
 //!
-//! Owner: `Client::stream` and `Client::follow`. Invariant: the end of a stream and the breaking of
-//! its connection are told apart. Absent: reconnecting.
+//! Owner: `Client::stream` and `Client::follow`. Invariants: the end of a stream and the breaking of
+//! its connection are told apart; a stream on which only signs of life come is given up. Absent:
+//! reconnecting.
 
 use std::io::{self, BufRead, BufReader};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::http::Body;
+
+/// The longest wait for one event.
+const EVENT_WITHIN: Duration = Duration::from_secs(40);
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SseEvent {
@@ -34,11 +38,20 @@ impl EventStream {
     /// The next event; `None` at the end. Comments are passed over.
     pub(crate) fn try_next(&mut self) -> io::Result<Option<SseEvent>> {
         let (mut name, mut id, mut data) = (String::new(), None, String::new());
+        let deadline = Instant::now() + EVENT_WITHIN;
         loop {
+            if Instant::now() > deadline {
+                let words = "only signs of life come, and no event";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, words));
+            }
             let mut line = String::new();
             if self.lines.read_line(&mut line)? == 0 {
                 let is_between = name.is_empty() && data.is_empty();
-                return if is_between { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+                return if is_between {
+                    Ok(None)
+                } else {
+                    Err(io::ErrorKind::UnexpectedEof.into())
+                };
             }
             let line = line.trim_end_matches(['\r', '\n']);
             if line.is_empty() {
