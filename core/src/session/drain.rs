@@ -98,6 +98,7 @@ impl Session {
                 RequestOutcome::Ignored(IgnoredBecause::AlreadyStopping)
             }
             Phase::Starting => {
+                self.wake_wanted = false;
                 self.begin_stop(StopReason::OperatorStop, Because::StopRequested { by }, ctx);
                 self.accepted()
             }

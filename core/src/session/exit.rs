@@ -13,6 +13,7 @@ use crate::journal::{Because, ExitSummary};
 use crate::policy::RetrySafety;
 use crate::queue::AfterFailure;
 use crate::record::{ExitRecord, StopReason};
+use crate::session::phase::Phase;
 use crate::session::turn::last_of;
 use crate::session::{Context, Session};
 use crate::time::Wall;
@@ -42,6 +43,10 @@ impl Session {
             self.failures = self.failures.saturating_add(1);
             self.last_failure = Some(cause);
         }
+        if self.phase == Phase::Starting && cause.is_some() {
+            // The start that was asked for has failed. One that was lost with a daemon has not.
+            self.wake_wanted = false;
+        }
         let restart = paced_as.and_then(|_| self.pause(ctx));
         let restart_at = restart.map(|due| due.at_wall);
 
@@ -57,10 +62,10 @@ impl Session {
         ctx.effects.command(Command::ReleaseInstance { instance: self.instance_id() });
     }
 
-    /// An end that is nobody's failure, and yet not what a session with messages wants: the next
+    /// An end that is nobody's failure, and yet not what a session that is wanted wants: the next
     /// start is paced as after one, so that no such end makes a loop without pauses (FAULTS I9).
     fn unwanted_end(&self, evidence: &Evidence, stop: Option<StopReason>) -> Option<Cause> {
-        if stop.is_some() || self.queue.is_empty() {
+        if stop.is_some() || (self.queue.is_empty() && !self.wake_wanted) {
             return None;
         }
         match (evidence.asked_by, &evidence.end) {

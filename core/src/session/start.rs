@@ -28,7 +28,6 @@ impl Session {
         };
         self.generation = self.generation.next();
         self.instance = Some(Box::new(Instance::new(ctx.now.monotonic)));
-        self.wake_wanted = false;
         self.enter(Phase::Starting, because, ctx);
         ctx.effects.command(Command::StartInstance { instance: self.instance_id() });
         let estimate = self.start_took.or(ctx.start_estimate);
@@ -109,6 +108,7 @@ impl Session {
         instance.ready_at = Some(now);
         instance.last_activity = now;
         self.start_took = Some(took);
+        self.wake_wanted = false;
         self.enter(Phase::Awake, Because::BecameReady { took_ms: millis(took) }, ctx);
         self.deliver_next(ctx);
     }
@@ -122,6 +122,8 @@ impl Session {
         }
         match self.phase {
             Phase::Starting | Phase::Stopping => {
+                // What was asked for while it was being stopped is still to come.
+                self.wake_wanted &= self.phase == Phase::Stopping;
                 self.instance = None;
                 self.failures = self.failures.saturating_add(1);
                 self.last_failure = Some(Cause::StartFailed);
@@ -174,6 +176,7 @@ impl Session {
         let within = ctx.policy.ready_within;
         if ctx.now.monotonic >= self.instance().started_at + within {
             let because = Because::NotReadyInTime { within_ms: millis(within) };
+            self.wake_wanted = false;
             self.begin_stop(StopReason::StartTimeout, because, ctx);
         }
     }

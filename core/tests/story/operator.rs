@@ -600,3 +600,77 @@ fn a_stop_in_backoff_takes_back_an_earlier_wish_to_restart() {
         "#]],
     );
 }
+
+/// The command to start it is lost; what asked for it is not.
+#[test]
+fn an_accepted_wake_outlives_a_daemon_that_dies_before_the_start() {
+    check(
+        r#"given send m1 to a/k · bridge attaches · ready · agent answers m1 "1"
+           given stop a/k · agent exits with 0, asked by daemon
+           wake a/k
+           the daemon dies and comes back
+           never launched
+           bridge attaches · ready"#,
+        expect![[r#"
+            0s          wake a/k
+                journal: asleep: ops asked to wake it
+                journal: asleep → starting: it was asked for
+                answer: accepted, 0 waiting
+                command: start a/k#2
+            0s          the daemon dies and comes back
+                journal: starting: the daemon came back and found 0 messages waiting
+            0s          never launched
+                journal: starting → asleep: the instance ended before its agent was executed
+                journal: asleep → starting: it was asked for
+                command: release a/k#2
+                command: start a/k#3
+            0s          bridge attaches
+                command: admit a/k#3, boot 1, execute the agent
+            0s          ready
+                journal: starting → awake: the agent was ready after 0 ms
+            a/k awake, generation 3
+              m1 answered "1"
+        "#]],
+    );
+}
+
+#[test]
+fn a_start_that_failed_has_met_the_request_and_a_stop_takes_it_back() {
+    check(
+        r#"given send m1 to a/k · bridge attaches · ready · agent answers m1 "1"
+           given stop a/k · agent exits with 0, asked by daemon
+           wake a/k
+           bridge attaches
+           agent exits with 1
+           wake a/k
+           stop a/k
+           never launched"#,
+        expect![[r#"
+            0s          wake a/k
+                journal: asleep: ops asked to wake it
+                journal: asleep → starting: it was asked for
+                answer: accepted, 0 waiting
+                command: start a/k#2
+            0s          bridge attaches
+                command: admit a/k#2, boot 1, execute the agent
+            0s          agent exits with 1
+                journal: starting → asleep: the agent ended with exit code 1 [agent_exited]
+                command: release a/k#2
+            0s          wake a/k
+                journal: asleep: ops asked to wake it
+                journal: asleep → starting: it was asked for
+                answer: accepted, 0 waiting
+                command: start a/k#3
+            0s          stop a/k
+                journal: starting → stopping: ops asked to stop it
+                answer: accepted, 0 waiting
+                command: kill a/k#3
+            0s          never launched
+                journal: stopping → asleep: the instance ended before its agent was executed,
+                    as asked (stop)
+                command: release a/k#3
+            a/k asleep, generation 3, failures 1
+              m1 answered "1"
+        "#]],
+    );
+}
