@@ -290,6 +290,7 @@ impl Checker {
         for id in durable.sessions.keys() {
             self.check_books(id, durable)?;
         }
+        self.check_wakes()?;
         for id in &self.accepted {
             let row = row(durable, *id, Invariant::DurableAccept)?;
             let has_ended = !matches!(row.state, MessageState::Pending | MessageState::Leased);

@@ -167,9 +167,12 @@ impl World {
         let states = [MessageState::Pending, MessageState::Leased, MessageState::Dead];
         let state = *self.rng.pick(&states);
         let Some(message) = self.some_message(state) else { return };
+        let row = self.durable.messages.get(&message).expect("the message was just found");
+        let session = row.record.session.clone();
+        let is_dead = self.durable.dead_letter(message).is_some();
         let request = self.ask(Asked::Drop { message });
         let by = self.config.operator.clone();
-        self.push_input(Input::Drop(request, message, by));
+        self.push_input(Input::Drop(request, message, session, is_dead, by));
     }
 
     /// A random message in that state; sometimes one in any, as a person who looked too long ago

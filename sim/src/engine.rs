@@ -37,7 +37,8 @@ pub(crate) enum Input {
     Happened(Event, Option<LinkId>),
     Submit(RequestId, NewMessage),
     Redrive(RequestId, MessageId, Subject),
-    Drop(RequestId, MessageId, Subject),
+    /// What to give up, in which session, and whether it was a dead letter when that was looked up.
+    Drop(RequestId, MessageId, SessionId, bool, Subject),
     /// The driver's list did not show an instance that the store believes in.
     Gone(InstanceId),
 }
@@ -83,6 +84,8 @@ pub(crate) struct Engine {
     pub(crate) inbox: VecDeque<Input>,
     pub(crate) open: Option<Batch>,
     turn_at: Option<u64>,
+    /// Deadlines in a row at which there was nothing to do.
+    idle_turns: u64,
     pub(crate) newest_message: u128,
     /// The agents in the config of this life.
     pub(crate) agents: BTreeMap<AgentName, AgentPolicy>,
@@ -92,6 +95,9 @@ pub(crate) struct Engine {
     pub(crate) greeted: BTreeSet<InstanceId>,
     pub(crate) is_listing: bool,
 }
+
+/// Early deadlines are left behind by activity; there are never more than a few per session.
+const IDLE_TURNS_MAX: u64 = 100;
 
 impl Engine {
     pub(crate) fn new(config: &Config) -> Self {
@@ -104,6 +110,7 @@ impl Engine {
             inbox: VecDeque::new(),
             open: None,
             turn_at: None,
+            idle_turns: 0,
             newest_message: 0,
             agents: config.agents.clone(),
             suspects: BTreeSet::new(),
@@ -204,12 +211,24 @@ impl World {
         let is_due = next.is_some_and(|at| at <= now.monotonic) && self.engine.inbox.is_empty();
         if is_due && !self.is_sabotaged(Sabotage::EngineSleepsThrough) {
             self.handle(Event::DeadlinePassed, now, &mut batch)?;
+            self.count_idle_turns(&batch)?;
             let next = self.engine.supervisor.next_deadline();
             Invariant::Liveness.check(next.is_none_or(|next| next > now.monotonic), || {
                 format!("at {now:?} the next deadline is still {next:?}")
             })?;
         }
         self.open_batch(batch)
+    }
+
+    /// A deadline may come early and find nothing to do; one after the other means a busy loop.
+    fn count_idle_turns(&mut self, batch: &Batch) -> Checked {
+        let did_nothing = |step: &Step| step.effects == Effects::default();
+        let is_idle = batch.steps.len() == 1 && batch.steps.iter().all(did_nothing);
+        self.engine.idle_turns = if is_idle { self.engine.idle_turns + 1 } else { 0 };
+        let idle_turns = self.engine.idle_turns;
+        Invariant::Liveness.check(idle_turns <= IDLE_TURNS_MAX, || {
+            format!("{idle_turns} deadlines in a row were for nothing")
+        })
     }
 
     fn batch_clocks(&self) -> Now {
@@ -252,17 +271,9 @@ impl World {
                     return Ok(());
                 }
             },
-            Input::Drop(request, message, by) => match self.working.messages.get(&message) {
-                Some(row) => {
-                    let session = row.record.session.clone();
-                    let is_dead = self.working.dead_letter(message).is_some();
-                    Event::DropRequested { request, session, message, is_dead, by }
-                }
-                None => {
-                    batch.refused.push(request);
-                    return Ok(());
-                }
-            },
+            Input::Drop(request, message, session, is_dead, by) => {
+                Event::DropRequested { request, session, message, is_dead, by }
+            }
             Input::Gone(instance) => {
                 let has_been_heard = self.engine.greeted.contains(&instance);
                 if has_been_heard && !self.is_sabotaged(Sabotage::EngineBelievesTheList) {

@@ -37,6 +37,10 @@ pub(crate) struct Config {
     pub(crate) keeps_inbox: bool,
 }
 
+/// A long downtime, the longest pause before a start, one before a try, and kills that are repeated.
+const AFTERMATH: Duration = Duration::from_secs(45 * 60);
+const PER_MESSAGE: Duration = Duration::from_secs(60);
+
 impl Config {
     pub(crate) fn draw(rng: &mut Prng) -> Self {
         let agents: BTreeMap<AgentName, AgentPolicy> =
@@ -69,6 +73,25 @@ impl Config {
 
     pub(crate) fn per_mille(&self, fault: Fault) -> u32 {
         self.per_mille[fault as usize]
+    }
+
+    /// When a world with so many messages must have come to rest: each limit that a fault may have
+    /// left running may run out once, and each message takes its time.
+    pub(crate) fn settled_by_ms(&self, messages: usize) -> u64 {
+        let longest = |limit: fn(&AgentPolicy) -> Duration| {
+            self.agents.values().map(limit).max().unwrap_or_default()
+        };
+        let limits = longest(|policy| policy.ready_within)
+            + longest(|policy| policy.turn_within)
+            + longest(|policy| policy.reattach_within)
+            + longest(|policy| policy.drain_within)
+            + longest(|policy| policy.stop_grace)
+            + longest(|policy| policy.stop_after)
+            + dormouse_core::limits::HOLD_SPAN_MAX
+            + Duration::from_millis(self.orphan_limit_ms);
+        let messages = u32::try_from(messages).expect("a small world");
+        let total = limits + AFTERMATH + PER_MESSAGE * messages;
+        self.rough_ms + dormouse_core::time::millis(total)
     }
 
     pub(crate) fn policy(&self, session: &SessionId) -> &AgentPolicy {

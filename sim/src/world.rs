@@ -14,11 +14,10 @@
 //! order in which they were planned. Absent: threads, judgement (`checker`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use dormouse_core::event::Event;
 use dormouse_core::id::{InstanceId, TurnId};
-use dormouse_core::time::{Monotonic, Now, Wall, millis};
+use dormouse_core::time::{Monotonic, Now, Wall};
 
 use crate::agent::AgentEnd;
 use crate::bridge::{Bridge, BridgeId};
@@ -107,9 +106,6 @@ pub(crate) struct Figures {
 
 /// A wall clock's reading in the world's first moment; any number far from both ends will do.
 const FIRST_WALL_MS: i64 = 1_700_000_000_000;
-/// Longer than every limit that a policy here may have, one after the other.
-const HEALED_WITHIN: Duration = Duration::from_secs(8 * 60 * 60);
-const HEALED_PER_MESSAGE: Duration = Duration::from_secs(5 * 60);
 /// A run that needs more than this does the same thing over and over.
 const ACTIONS_MAX: u64 = 400_000;
 
@@ -304,11 +300,9 @@ impl World {
     }
 
     fn check_bounds(&self) -> Checked {
-        let messages = u32::try_from(self.durable.messages.len()).expect("a small world");
-        let within = HEALED_WITHIN + HEALED_PER_MESSAGE * messages;
-        let has_time = self.now <= self.config.rough_ms + millis(within);
+        let has_time = self.now <= self.config.settled_by_ms(self.durable.messages.len());
         Invariant::Liveness
-            .check(has_time, || format!("{within:?} after the last fault: {}", self.unsettled()))?;
+            .check(has_time, || format!("too long after the last fault: {}", self.unsettled()))?;
         Invariant::Liveness.check(self.figures.actions <= ACTIONS_MAX, || {
             format!("after {ACTIONS_MAX} actions there is no end: {}", self.unsettled())
         })

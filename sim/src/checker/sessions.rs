@@ -43,9 +43,30 @@ pub(super) struct Watch {
     starts: Vec<u64>,
     /// Starts that the driver said had failed: nothing was there, so there is no evidence.
     never_started: BTreeSet<Generation>,
-    /// Messages waited, or were with the agent, when its newest exit was written down.
+    /// It was wanted when its newest exit was written down: for messages, or by an operator.
     had_work: bool,
     decisions: u64,
+    wake: Wake,
+}
+
+/// What became of a request to wake or restart a session that was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wake {
+    NotAsked,
+    Owed,
+    /// It was started, and is not ready yet.
+    BeingMet,
+}
+
+impl Wake {
+    /// A start that failed is an answer too, and told as one. One that nobody wanted to end is not.
+    fn after_exit(self, summary: &ExitSummary) -> Self {
+        match self {
+            Wake::BeingMet if summary.cause.is_none() && summary.stop.is_none() => Wake::Owed,
+            Wake::BeingMet => Wake::NotAsked,
+            other => other,
+        }
+    }
 }
 
 /// No start before this.
@@ -76,6 +97,7 @@ impl Watch {
             never_started: BTreeSet::new(),
             had_work: false,
             decisions: 0,
+            wake: Wake::NotAsked,
         }
     }
 
@@ -201,7 +223,7 @@ impl Checker {
             Write::PutSession(record) => return self.check_record(record),
             Write::InsertExit(exit) => {
                 let watch = self.watch(&exit.session);
-                watch.had_work = !watch.queue.is_empty();
+                watch.had_work = !watch.queue.is_empty() || watch.wake != Wake::NotAsked;
             }
             Write::MarkRedriven { .. } | Write::DropDeadLetter { .. } => {}
         }
@@ -267,19 +289,28 @@ impl Checker {
             Because::WasIdle { .. } => check_idle_stop(id, watch, &policy, at)?,
             Because::MessagesWait { .. } | Because::WakeWanted => check_start(decision, watch, at)?,
             Because::BackoffEnded => watch.ends_pause(id, at)?,
-            Because::BecameReady { .. } => watch.active_at = at,
+            Because::BecameReady { .. } => {
+                watch.active_at = at;
+                watch.wake = Wake::NotAsked;
+            }
             Because::WakeRequested { .. }
             | Because::StopRequested { .. }
             | Because::RestartRequested { .. } => {
                 watch.pause = None;
                 watch.start_over();
+                watch.wake = match &decision.because {
+                    Because::StopRequested { .. } => Wake::NotAsked,
+                    _wake_or_restart => Wake::Owed,
+                };
             }
             Because::Exited { summary, failures, restart_at } => {
+                watch.wake = watch.wake.after_exit(summary);
                 let failed = summary.cause.is_some() || (watch.had_work && is_unwanted(summary));
                 check_failure(id, watch, step, failed, *failures, *restart_at)?;
             }
             Because::StartFailed { failures, restart_at, .. } => {
                 watch.never_started.insert(decision.generation);
+                watch.wake = Wake::NotAsked;
                 check_failure(id, watch, step, true, *failures, *restart_at)?;
             }
             _other => {}
@@ -318,6 +349,14 @@ impl Checker {
 
     pub(crate) fn wall_clock_moved(&mut self) {
         self.wall_clock_moves += 1;
+    }
+
+    /// Who was told that the session will be woken was told the truth.
+    pub(super) fn check_wakes(&self) -> Checked {
+        let owed = self.watches.iter().find(|watch| watch.1.wake == Wake::Owed);
+        Invariant::HonestAnswer.check(owed.is_none(), || {
+            format!("{:?}: an accepted request to wake it came to nothing", owed.map(|owed| owed.0))
+        })
     }
 
     /// The books and the disk agree on what waits and on what was decided.
@@ -363,6 +402,9 @@ fn check_start(decision: &Decision, watch: &mut Watch, at: u64) -> Checked {
     })?;
     watch.generation = decision.generation;
     watch.ends_pause(id, at)?;
+    if watch.wake == Wake::Owed {
+        watch.wake = Wake::BeingMet;
+    }
     watch.starts.push(at);
     watch.starts.retain(|start| at - start < STARTS_WINDOW_MS);
     Invariant::BoundedRestarts.check(watch.starts.len() <= STARTS_MAX, || {
