@@ -16,7 +16,6 @@ use rusqlite::{Connection, OpenFlags};
 use crate::error::OpenError;
 
 pub(crate) const DATABASE_FILE: &str = "dormouse.db";
-pub(crate) const LOG_FILE: &str = "dormouse.db-wal";
 
 /// For a person's sqlite3 shell that holds a lock for a moment. We never wait for ourselves.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

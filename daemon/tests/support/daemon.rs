@@ -385,8 +385,8 @@ impl Daemon {
     #[track_caller]
     pub(crate) fn instance_of(&self, session: &str) -> (Instance, Process, Process) {
         until(&format!("an instance of {session}"), || {
-            let instances = self.instances().into_iter();
-            let instance = instances.filter(|one| one.session == session).next_back()?;
+            let mut instances = self.instances().into_iter();
+            let instance = instances.rfind(|one| one.session == session)?;
             let (bridge, agent) = (instance.bridge?, instance.agent?);
             Some((instance, bridge, agent))
         })

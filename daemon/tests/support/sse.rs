@@ -24,11 +24,12 @@ pub(crate) struct SseEvent {
 #[derive(Debug)]
 pub(crate) struct EventStream {
     lines: BufReader<Body>,
+    event_within: Duration,
 }
 
 impl EventStream {
     pub(crate) fn of(body: Body) -> Self {
-        Self { lines: BufReader::new(body) }
+        Self { lines: BufReader::new(body), event_within: EVENT_WITHIN }
     }
 
     pub(crate) fn set_read_timeout(&self, timeout: Duration) -> io::Result<()> {
@@ -38,7 +39,7 @@ impl EventStream {
     /// The next event; `None` at the end. Comments are passed over.
     pub(crate) fn try_next(&mut self) -> io::Result<Option<SseEvent>> {
         let (mut name, mut id, mut data) = (String::new(), None, String::new());
-        let deadline = Instant::now() + EVENT_WITHIN;
+        let deadline = Instant::now() + self.event_within;
         loop {
             if Instant::now() > deadline {
                 let words = "only signs of life come, and no event";
@@ -87,6 +88,24 @@ impl EventStream {
                 return seen;
             }
         }
+    }
+
+    /// The same, where each event may take this long.
+    #[track_caller]
+    pub(crate) fn until_within(
+        &mut self,
+        limit: Duration,
+        is_it: impl Fn(&SseEvent) -> bool,
+    ) -> Seen {
+        self.event_within = limit;
+        self.until(is_it)
+    }
+
+    /// Everything up to the end of the stream, where each event may take this long.
+    #[track_caller]
+    pub(crate) fn rest_within(mut self, limit: Duration) -> Seen {
+        self.event_within = limit;
+        self.rest()
     }
 
     /// Everything up to the end of the stream.
@@ -149,7 +168,7 @@ impl Seen {
 
     #[track_caller]
     pub(crate) fn message_id(&self) -> String {
-        let ids = self.events.iter().filter_map(|event| event.data["message_id"].as_str());
-        ids.last().expect("an event names the message").to_owned()
+        let mut ids = self.events.iter().filter_map(|event| event.data["message_id"].as_str());
+        ids.next_back().expect("an event names the message").to_owned()
     }
 }

@@ -1,0 +1,182 @@
+//! A real OpenClaw gateway as an agent, and the official OpenAI client in front of it.
+//!
+//! Owner: `cargo xtask ci`, after `cargo xtask provision` has installed both. The model behind
+//! OpenClaw is `examples/openclaw/scripted_model.py`: it remembers nothing, so that an answer that
+//! needs an earlier message proves that OpenClaw kept the conversation. Invariants: nothing is
+//! faked between the client and the model; without the installed parts the test fails, unless
+//! DORMOUSE_SKIP_OPENCLAW=1 says aloud that it is to be left out.
+
+#[expect(dead_code, reason = "each test program uses a part of what they share")]
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use support::agents::python;
+use support::scratch::say;
+use support::waiting::within;
+use support::{Daemon, Setup};
+
+/// A start of the gateway takes up to half a minute on a busy machine.
+const STEP_WITHIN: Duration = Duration::from_secs(120);
+const TOKEN: &str = "only-for-this-test";
+
+fn checkout() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().expect("the crate is in the checkout").to_owned()
+}
+
+/// Where `cargo xtask provision` has put it.
+fn provisioned(part: &str) -> Option<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let path = target.unwrap_or_else(|| checkout().join("target")).join("provision").join(part);
+    if path.exists() {
+        return Some(path);
+    }
+    let is_left_out = std::env::var_os("DORMOUSE_SKIP_OPENCLAW").is_some_and(|value| value == "1");
+    assert!(is_left_out, "{} is not there: run `cargo xtask provision`", path.display());
+    say("SKIPPED: OpenClaw is not installed, and DORMOUSE_SKIP_OPENCLAW=1");
+    None
+}
+
+/// The model server, ended with the test.
+struct Model {
+    child: Child,
+    port: u64,
+}
+
+impl Model {
+    fn start() -> Self {
+        let script = checkout().join("examples/openclaw/scripted_model.py");
+        let mut child = Command::new(python())
+            .arg(script)
+            .args(["--delay-ms", "5"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("python can be executed");
+        let stdout = child.stdout.take().expect("it was asked for");
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).expect("it says its port");
+        let said: serde_json::Value = serde_json::from_str(&line).expect("one JSON line");
+        Self { child, port: said["port"].as_u64().expect("a port") }
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to do.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn daemon_with(openclaw: &Path, model: &Model) -> Daemon {
+    let gateway = checkout().join("examples/openclaw/gateway.mjs");
+    let config = format!(
+        "[agents.openclaw]\n\
+         command = [\"{openclaw}/bin/node\", \"{gateway}\", \"--port\", \"{{port}}\", \
+                    \"--openclaw\", \"{openclaw}/node_modules/openclaw\"]\n\
+         idle = {{ stop_after = \"4s\" }}\n\
+         start = {{ ready_within = \"2m\" }}\n\
+         [agents.openclaw.adapter]\n\
+         kind = \"openai\"\n\
+         url = \"http://127.0.0.1:{{port}}/v1\"\n\
+         ready = \"/readyz\"\n\
+         model = \"openclaw\"\n\
+         headers = {{ authorization = \"Bearer {TOKEN}\" }}\n\
+         [agents.openclaw.env]\n\
+         OPENCLAW_GATEWAY_TOKEN = \"{TOKEN}\"\n\
+         MODEL_URL = \"http://127.0.0.1:{port}/v1\"\n",
+        openclaw = openclaw.display(),
+        gateway = gateway.display(),
+        port = model.port,
+    );
+    Setup::new().config(&config).start()
+}
+
+/// The reply to a message and its number of pieces; waits as long as a cold start may take.
+fn ask(daemon: &Daemon, session: &str, text: &str) -> (String, usize) {
+    let stream = daemon.client().stream(session, text);
+    stream.set_read_timeout(STEP_WITHIN).expect("a time limit");
+    let seen = stream.rest();
+    assert_eq!(seen.end().name, "done", "{:?}", seen.end());
+    (seen.text(), seen.of("delta").len())
+}
+
+#[test]
+fn openclaw_wakes_answers_sleeps_and_remembers_after_its_sleep() {
+    let Some(openclaw) = provisioned("openclaw") else { return };
+    let model = Model::start();
+    let daemon = daemon_with(&openclaw, &model);
+    let session = "openclaw/ann";
+
+    let (reply, pieces) = ask(&daemon, session, "remember the word bluebell");
+    assert!(reply.contains("bluebell"), "{reply}");
+    assert!(pieces > 1, "the reply came in one piece");
+    assert_eq!(daemon.client().generation(session), 1);
+
+    let (reply, _) = ask(&daemon, session, "hello again");
+    assert!(reply.contains("hello again"), "{reply}");
+    assert_eq!(daemon.client().generation(session), 1, "the second message found it warm");
+
+    within(STEP_WITHIN, "OpenClaw to be asleep", || {
+        (daemon.client().session(session)["phase"] == "asleep").then_some(())
+    });
+    let (reply, _) = ask(&daemon, session, "which word?");
+    assert!(reply.contains("bluebell"), "it forgot: {reply}");
+    assert_eq!(daemon.client().generation(session), 2, "it was woken anew");
+}
+
+/// What the official client is told to do; it prints what it saw.
+const CLIENT: &str = r#"
+import json, sys
+from openai import NotFoundError, OpenAI
+
+client = OpenAI(base_url=sys.argv[1], api_key=sys.argv[2], timeout=120, max_retries=0)
+said = [{"role": "user", "content": "remember the word foxglove"}]
+whole = client.chat.completions.create(model="openclaw", messages=said, user="bob")
+asked = [{"role": "user", "content": "which word?"}]
+chunks = list(client.chat.completions.create(
+    model="openclaw", messages=asked, user="bob", stream=True))
+try:
+    client.chat.completions.create(model="nobody", messages=asked)
+    missing = "answered"
+except NotFoundError as error:
+    missing = error.code
+print(json.dumps({
+    "models": [model.id for model in client.models.list()],
+    "whole": whole.choices[0].message.content,
+    "finish": whole.choices[0].finish_reason,
+    "pieces": [chunk.choices[0].delta.content or "" for chunk in chunks],
+    "last": chunks[-1].choices[0].finish_reason,
+    "missing": missing,
+}))
+"#;
+
+#[test]
+fn the_official_client_talks_to_openclaw_unchanged() {
+    let Some(openclaw) = provisioned("openclaw") else { return };
+    let Some(client) = provisioned("venv/bin/python") else { return };
+    let model = Model::start();
+    let daemon = daemon_with(&openclaw, &model);
+    let address = daemon.client().address;
+    let output = Command::new(client)
+        .args(["-c", CLIENT, &format!("http://{address}/v1"), daemon.operator_key()])
+        .output()
+        .expect("the client can be executed");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let seen: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON line");
+    assert_eq!(seen["models"], serde_json::json!(["openclaw"]));
+    assert!(seen["whole"].as_str().expect("text").contains("foxglove"), "{seen}");
+    assert_eq!(seen["finish"], "stop");
+    let pieces = seen["pieces"].as_array().expect("a list");
+    let text: String = pieces.iter().filter_map(|piece| piece.as_str()).collect();
+    assert!(text.contains("foxglove"), "the second turn knows the first: {seen}");
+    assert_eq!(seen["last"], "stop");
+    assert_eq!(seen["missing"], "unknown_agent");
+}
