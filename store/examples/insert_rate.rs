@@ -1,8 +1,8 @@
 //! Figures: how fast the store takes messages, turns and recoveries on this machine.
 //!
-//! `cargo run --release -p dormouse-store --example insert_rate [FOLDER] [MESSAGES]
-//! [BATCH]`. Put FOLDER on a tmpfs to see the cost without the disk. Prints one line per measurement. Absent: targets;
-//! whoever runs it compares with the machine's own raw figures.
+//! `cargo run --release -p dormouse-store --example insert_rate [FOLDER] [MESSAGES] [BATCH]`. Put
+//! FOLDER on a tmpfs to see the cost without the disk. Prints one line per measurement. Absent:
+//! targets; whoever runs it compares with the machine's own raw figures.
 
 use std::error::Error;
 use std::io::Write as _;

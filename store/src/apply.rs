@@ -253,7 +253,8 @@ impl Batch<'_> {
 
     fn insert_exit(&mut self, record: &ExitRecord) -> Result<(), ApplyError> {
         const SQL: &str = "\
-            INSERT INTO exit (session, generation, at_ms, phase, cause, message_in_flight, evidence) \
+            INSERT INTO exit \
+            (session, generation, at_ms, phase, cause, message_in_flight, evidence) \
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
         const SQL_TRIM: &str = "DELETE FROM exit WHERE session = ?1 AND generation <= ?2";
         let session = record.session.as_str();
@@ -270,10 +271,12 @@ impl Batch<'_> {
         ];
         self.change_one("InsertExit", &what, SQL, row)?;
         if let Some(newest_to_go) = record.generation.0.checked_sub(EXITS_PER_SESSION) {
-            self.execute_counted("InsertExit", &what, SQL_TRIM, params![
-                session,
-                integer(newest_to_go)
-            ])?;
+            self.execute_counted(
+                "InsertExit",
+                &what,
+                SQL_TRIM,
+                params![session, integer(newest_to_go)],
+            )?;
         }
         Ok(())
     }
@@ -339,7 +342,9 @@ impl Batch<'_> {
 pub(crate) fn failure(write: &'static str, what: &str, source: rusqlite::Error) -> ApplyError {
     match Severity::of(&source) {
         Severity::Full => ApplyError::Full { source },
-        Severity::Contradiction => ApplyError::Invariant { write, what: format!("{what} ({source})") },
+        Severity::Contradiction => {
+            ApplyError::Invariant { write, what: format!("{what} ({source})") }
+        }
         Severity::Fatal => ApplyError::Failed { source },
     }
 }

@@ -101,13 +101,8 @@ impl KeyIndex {
              WHERE seq > ?1 AND idempotency_key IS NOT NULL",
         )?;
         let mut rows = statement.query([indexed_to])?;
-        let mut index = Self {
-            recent: BTreeSet::new(),
-            building: None,
-            indexed_to,
-            newest_at: 0,
-            horizon: 0,
-        };
+        let mut index =
+            Self { recent: BTreeSet::new(), building: None, indexed_to, newest_at: 0, horizon: 0 };
         while let Some(row) = rows.next()? {
             let columns = Columns::new("message", row);
             let hash = digest(&columns.subject(1)?, columns.text(2)?);

@@ -52,7 +52,8 @@ struct Model {
     messages: Vec<ModelMessage>,
     exits: Vec<ExitRecord>,
     journal: Vec<Decision>,
-    horizon: Wall,
+    /// It does not run backwards here: what was forgotten is not remembered again.
+    now: Wall,
 }
 
 impl Model {
@@ -115,17 +116,20 @@ impl Model {
                 message.dropped_at = Some(*at);
                 message.ended_by = Some(by.clone());
             }
-            Write::InsertExit(exit) => {
-                let is_same = |other: &ExitRecord| {
-                    (&other.session, other.generation) == (&exit.session, exit.generation)
-                };
-                if self.exits.iter().any(is_same) {
-                    return Err(());
-                }
-                self.exits.push(exit.clone());
-            }
+            Write::InsertExit(exit) => return self.insert_exit(exit),
             Write::InsertDecision(decision) => self.journal.push(decision.clone()),
         }
+        Ok(())
+    }
+
+    fn insert_exit(&mut self, exit: &ExitRecord) -> Result<(), ()> {
+        let is_same = |other: &ExitRecord| {
+            (&other.session, other.generation) == (&exit.session, exit.generation)
+        };
+        if self.exits.iter().any(is_same) {
+            return Err(());
+        }
+        self.exits.push(exit.clone());
         Ok(())
     }
 
@@ -188,9 +192,8 @@ impl Model {
     }
 
     fn deliveries(&self, session: &SessionId) -> Vec<Delivery> {
-        let of_session = |message: &&ModelMessage| {
-            message.is_unended() && message.record.session == *session
-        };
+        let of_session =
+            |message: &&ModelMessage| message.is_unended() && message.record.session == *session;
         let delivery = |message: &ModelMessage| Delivery {
             message: message.record.id,
             bytes: message.record.text.len() as u32,
@@ -222,7 +225,7 @@ impl Model {
             let idempotency = record.idempotency.as_ref()?;
             let is_it = idempotency.key == key
                 && record.subject == *subject
-                && record.accepted_at >= self.horizon;
+                && record.accepted_at.0 >= self.now.0.saturating_sub(millis(IDEMPOTENCY_WINDOW));
             is_it.then(|| PriorMessage { id: record.id, digest: idempotency.digest.clone() })
         })
     }
@@ -261,7 +264,8 @@ impl Model {
 
     fn counts(&self) -> Counts {
         let of = |state| self.messages.iter().filter(|message| message.state == state).count();
-        let in_phase = |phase| self.sessions.iter().filter(|session| session.phase == phase).count();
+        let in_phase =
+            |phase| self.sessions.iter().filter(|session| session.phase == phase).count();
         Counts {
             pending: of(MessageState::Pending) as u64,
             leased: of(MessageState::Leased) as u64,
@@ -306,7 +310,10 @@ enum After {
     Commit,
     Drop,
     Restart,
-    Prune { now: u64 },
+    /// Some time later.
+    Prune {
+        passed_ms: u64,
+    },
 }
 
 fn drafts() -> impl Strategy<Value = Vec<Draft>> {
@@ -331,7 +338,7 @@ fn batches() -> impl Strategy<Value = Vec<(Vec<Draft>, After)>> {
         6 => Just(After::Commit),
         1 => Just(After::Drop),
         1 => Just(After::Restart),
-        1 => (0..80u64).prop_map(|hours| After::Prune { now: hours * 3_600_000 }),
+        1 => (0..30u64).prop_map(|hours| After::Prune { passed_ms: hours * 3_600_000 }),
     ];
     prop::collection::vec((drafts(), after), 1..14)
 }
@@ -417,18 +424,19 @@ fn put(draft: &Draft, id: SessionId, model: &Model) -> Write {
         generation: Generation(generation + change),
         failures: draft.small,
         backoff_until: (draft.small == 1).then_some(Wall(draft.at)),
-        stop: (draft.small == 2)
-            .then(|| crate::rows::STOP_REASONS[draft.which[3].index(crate::rows::STOP_REASONS.len())]),
+        stop: (draft.small == 2).then(|| {
+            crate::rows::STOP_REASONS[draft.which[3].index(crate::rows::STOP_REASONS.len())]
+        }),
         wake_wanted: draft.small == 3,
         start_took_ms: (draft.small > 1).then_some(draft.at),
-        last_failure: (draft.small > 0)
-            .then(|| Cause::ALL[draft.which[2].index(Cause::ALL.len())]),
+        last_failure: (draft.small > 0).then(|| Cause::ALL[draft.which[2].index(Cause::ALL.len())]),
         id,
     })
 }
 
 fn exit_of(draft: &Draft, session: SessionId, model: &Model) -> Write {
-    let newest = model.exits.iter().filter(|exit| exit.session == session).map(|exit| exit.generation);
+    let newest =
+        model.exits.iter().filter(|exit| exit.session == session).map(|exit| exit.generation);
     let newest = newest.max().unwrap_or_default();
     Write::InsertExit(ExitRecord {
         session,
@@ -493,7 +501,8 @@ fn compare_batch(model: &Model, store: &mut Store) -> Result<(), TestCaseError> 
         let text = batch.message_text(record.id).unwrap();
         prop_assert_eq!(text.as_ref(), Some(&record.text));
     }
-    Ok(batch.commit().unwrap())
+    batch.commit().unwrap();
+    Ok(())
 }
 
 fn compare_lists(model: &Model, reader: &Reader) -> Result<(), TestCaseError> {
@@ -504,14 +513,17 @@ fn compare_lists(model: &Model, reader: &Reader) -> Result<(), TestCaseError> {
     let expected: Vec<_> =
         model.sessions.iter().rev().map(|record| (record.clone(), waiting(&record.id))).collect();
     prop_assert_eq!(views, expected);
-    let lists: [(_, fn(&ModelMessage) -> bool); 2] = [
-        (reader.queue(&MessageFilter::default(), None, 1_000).unwrap(), ModelMessage::is_unended),
-        (reader.dead_letters(&MessageFilter::default(), None, 1_000).unwrap(), |message| {
-            message.state == MessageState::Dead && message.dropped_at.is_none()
-        }),
+    type Belongs = fn(&ModelMessage) -> bool;
+    let everybody = MessageFilter::default();
+    let is_letter: Belongs =
+        |message| message.state == MessageState::Dead && message.dropped_at.is_none();
+    let lists = [
+        (reader.queue(&everybody, None, 1_000).unwrap(), ModelMessage::is_unended as Belongs),
+        (reader.dead_letters(&everybody, None, 1_000).unwrap(), is_letter),
     ];
     for (found, belongs) in lists {
-        let expected: Vec<_> = model.messages.iter().rev().filter(|message| belongs(message)).collect();
+        let expected: Vec<_> =
+            model.messages.iter().rev().filter(|message| belongs(message)).collect();
         prop_assert_eq!(found.len(), expected.len());
         for (item, message) in found.iter().zip(expected) {
             prop_assert_eq!(&item.message, &MessageView { reply: None, ..model.view(message) });
@@ -577,18 +589,19 @@ proptest! {
                 }
                 (Some(_) | None, After::Drop) | (None, _) => drop(batch),
             }
-            if let (After::Prune { now }, false) = (after, restart) {
-                model.horizon = Wall(now.saturating_sub(millis(IDEMPOTENCY_WINDOW)));
-                while !store.prune(Wall(now)).unwrap().is_finished {}
+            if let (After::Prune { passed_ms }, false) = (after, restart) {
+                model.now = Wall(model.now.0 + passed_ms);
+                while !store.prune(model.now).unwrap().is_finished {}
             }
             if restart {
                 drop(store);
                 store = Store::open(folder.path()).unwrap();
-                // Until somebody says what time it is, nothing is too old.
-                store.prune(Wall(millis(IDEMPOTENCY_WINDOW) + model.horizon.0)).unwrap();
+                // Until somebody says what time it is, nothing that is left is too old.
+                store.prune(model.now).unwrap();
             }
             compare(&model, &mut store, &reader)?;
         }
+        prop_assert_eq!(reader.integrity_check().unwrap(), Vec::<String>::new());
     }
 }
 
@@ -596,6 +609,22 @@ proptest! {
 fn memory_folder() -> std::path::PathBuf {
     let memory = std::path::PathBuf::from("/dev/shm");
     if memory.is_dir() { memory } else { std::env::temp_dir() }
+}
+
+fn asleep(session: &SessionId, subject: &Subject) -> SessionRecord {
+    SessionRecord {
+        id: session.clone(),
+        subject: subject.clone(),
+        created_at: Wall(0),
+        phase: Phase::Asleep,
+        generation: Generation(0),
+        failures: 0,
+        backoff_until: None,
+        stop: None,
+        wake_wanted: false,
+        start_took_ms: None,
+        last_failure: None,
+    }
 }
 
 #[test]
@@ -608,21 +637,7 @@ fn keys_are_found_through_memory_runs_and_restarts_until_they_are_forgotten() {
     for n in 0..100_u64 {
         let mut batch = store.batch();
         if n == 0 {
-            batch
-                .apply(&Write::PutSession(SessionRecord {
-                    id: session.clone(),
-                    subject: ann.clone(),
-                    created_at: Wall(0),
-                    phase: Phase::Asleep,
-                    generation: Generation(0),
-                    failures: 0,
-                    backoff_until: None,
-                    stop: None,
-                    wake_wanted: false,
-                    start_took_ms: None,
-                    last_failure: None,
-                }))
-                .unwrap();
+            batch.apply(&Write::PutSession(asleep(&session, &ann))).unwrap();
         }
         let (id, key) = (MessageId(u128::from(n) + 1), format!("key {n}"));
         let idempotency = Some(Idempotency { key: key.clone(), digest: n.to_string() });
@@ -666,7 +681,9 @@ fn keys_are_found_through_memory_runs_and_restarts_until_they_are_forgotten() {
     }
     assert!((40..=60).contains(&forgotten), "{forgotten} of the 60 that are too old");
     let mut batch = store.batch();
-    for (n, (key, prior)) in (0..100).map(|n| (n, newest.get_key_value(&format!("key {n}")).unwrap())) {
+    for (n, (key, prior)) in
+        (0..100).map(|n| (n, newest.get_key_value(&format!("key {n}")).unwrap()))
+    {
         let expected = (n >= 60).then_some(prior);
         assert_eq!(batch.find_prior(&ann, key).unwrap().as_ref(), expected, "key {n}");
     }

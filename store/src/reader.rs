@@ -13,8 +13,8 @@ use dormouse_core::id::{MessageId, SessionId};
 use dormouse_core::journal::Decision;
 use dormouse_core::record::ExitRecord;
 use dormouse_core::session::phase::Phase;
-use rusqlite::types::ToSql;
 use rusqlite::Connection;
+use rusqlite::types::ToSql;
 
 use crate::connection::{self, DATABASE_FILE};
 use crate::error::{OpenError, ReadError};
@@ -28,7 +28,7 @@ use crate::views::{
 
 /// A read-only connection to a data folder.
 pub struct Reader {
-    pub(crate) connection: Connection,
+    connection: Connection,
 }
 
 impl fmt::Debug for Reader {
@@ -212,9 +212,9 @@ impl Reader {
         self.at_one_moment(|_connection| {
             let mut counts = Counts::default();
             let sql = "SELECT state, messages FROM tally";
-            for (state, messages) in self.rows(sql, &[], "tally", |columns| {
-                Ok((columns.string(0)?, columns.number(1)?))
-            })? {
+            for (state, messages) in self
+                .rows(sql, &[], "tally", |columns| Ok((columns.string(0)?, columns.number(1)?)))?
+            {
                 match state.as_str() {
                     "pending" => counts.pending = messages,
                     "leased" => counts.leased = messages,
@@ -255,8 +255,8 @@ impl Reader {
             let mut by_agent: BTreeMap<String, AgentSessions> = all.into_iter().collect();
             let sql = "SELECT agent, count(*) FROM session \
                  WHERE phase = 'awake' AND phase <> 'asleep' GROUP BY agent";
-            for (agent, awake) in
-                self.rows(sql, &[], "session", |columns| Ok((columns.string(0)?, columns.number(1)?)))?
+            for (agent, awake) in self
+                .rows(sql, &[], "session", |columns| Ok((columns.string(0)?, columns.number(1)?)))?
             {
                 by_agent.entry(agent).or_default().awake = awake;
             }
@@ -334,7 +334,7 @@ impl Reader {
     }
 
     /// Several statements that see the same state of the database.
-    fn at_one_moment<T>(
+    pub(crate) fn at_one_moment<T>(
         &self,
         read: impl FnOnce(&Connection) -> Result<T, ReadError>,
     ) -> Result<T, ReadError> {
@@ -367,8 +367,9 @@ fn each_unended(
     connection: &Connection,
     mut visit: impl FnMut(i64, &str),
 ) -> Result<(), ReadError> {
-    let mut statement = connection
-        .prepare_cached("SELECT seq, session FROM message WHERE ended_at_ms IS NULL ORDER BY seq")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT seq, session FROM message WHERE ended_at_ms IS NULL ORDER BY seq",
+    )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let columns = Columns::new("message", row);

@@ -151,11 +151,9 @@ fn unended_by_session(
 }
 
 /// How many unended messages each session has that has any.
-pub(crate) fn unended_counts(
-    connection: &Connection,
-) -> Result<HashMap<Box<str>, i64>, ReadError> {
-    let mut statement = connection
-        .prepare("SELECT session FROM message WHERE ended_at_ms IS NULL ORDER BY seq")?;
+pub(crate) fn unended_counts(connection: &Connection) -> Result<HashMap<Box<str>, i64>, ReadError> {
+    let mut statement =
+        connection.prepare("SELECT session FROM message WHERE ended_at_ms IS NULL ORDER BY seq")?;
     let mut rows = statement.query([])?;
     let mut counts: HashMap<Box<str>, i64> = HashMap::new();
     while let Some(row) = rows.next()? {

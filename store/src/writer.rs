@@ -130,12 +130,10 @@ impl Store {
         if self.is_halted {
             return Err(CommitError::Halted);
         }
-        let checked = self
-            .log_pages("PRAGMA wal_checkpoint(NOOP)")
-            .and_then(|pages| match pages {
-                pages if pages >= pages_due => self.log_pages("PRAGMA wal_checkpoint(PASSIVE)"),
-                pages => Ok(pages),
-            });
+        let checked = self.log_pages("PRAGMA wal_checkpoint(NOOP)").and_then(|pages| match pages {
+            pages if pages >= pages_due => self.log_pages("PRAGMA wal_checkpoint(PASSIVE)"),
+            pages => Ok(pages),
+        });
         match checked {
             Ok(_pages) => Ok(()),
             Err(error) if Severity::of(&error) == Severity::Full => Ok(()),

@@ -56,8 +56,9 @@ CREATE TABLE message (
   idempotency_digest TEXT -- SHA-256 of what came with the key
 ) STRICT;
 -- In the order of acceptance and not of sessions, so that accepting appends to it: an index by session would dirty one
--- page per message. Finding one session's messages reads the entries of all unended ones, which the index covers.
-CREATE INDEX message_unended ON message (seq, session) WHERE ended_at_ms IS NULL;
+-- page per message. Finding one session's messages reads the entries of all unended ones; the third column, always
+-- NULL, lets SQLite see that it need not read the rows.
+CREATE INDEX message_unended ON message (seq, session, ended_at_ms) WHERE ended_at_ms IS NULL;
 CREATE INDEX message_dead ON message (seq) WHERE state = 'dead';
 
 CREATE TABLE message_text (

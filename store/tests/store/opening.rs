@@ -37,7 +37,10 @@ fn a_second_dormouse_is_refused_with_the_pid_of_the_first() {
     let refused = Store::open(folder.path()).unwrap_err();
     assert!(matches!(refused, OpenError::InUse { .. }), "{refused}");
     let words = refused.to_string();
-    assert!(words.contains(&format!("another dormouse (pid {}) uses", std::process::id())), "{words}");
+    assert!(
+        words.contains(&format!("another dormouse (pid {}) uses", std::process::id())),
+        "{words}"
+    );
     assert!(words.contains(folder.path().to_str().unwrap()), "{words}");
     drop(store);
     Store::open(folder.path()).unwrap();
@@ -48,7 +51,8 @@ fn a_newer_schema_is_refused_by_writer_and_reader() {
     let (folder, store) = store_with_session();
     drop(store);
     shell(folder.path()).pragma_update(None, "user_version", 99).unwrap();
-    for refused in [Store::open(folder.path()).unwrap_err(), Reader::open(folder.path()).unwrap_err()]
+    for refused in
+        [Store::open(folder.path()).unwrap_err(), Reader::open(folder.path()).unwrap_err()]
     {
         let is_newer = matches!(refused, OpenError::Newer { found: 99, .. });
         assert!(is_newer, "{refused}");
@@ -105,12 +109,15 @@ fn a_reader_reads_with_and_without_a_living_writer() {
 #[test]
 fn what_was_committed_is_there_after_opening_again() {
     let (folder, mut store) = store_with_session();
-    commit(&mut store, &[
-        Write::PutSession(draining("python/two")),
-        Write::InsertMessage(keyed(1, "python/main", "k")),
-        Write::InsertMessage(message(2, "python/two", "two")),
-        lease(2, 1),
-    ]);
+    commit(
+        &mut store,
+        &[
+            Write::PutSession(draining("python/two")),
+            Write::InsertMessage(keyed(1, "python/main", "k")),
+            Write::InsertMessage(message(2, "python/two", "two")),
+            lease(2, 1),
+        ],
+    );
     let before = (
         store.live_sessions().unwrap(),
         store.newest_message_id().unwrap(),

@@ -18,12 +18,15 @@ fn a_session_comes_back_as_it_was_put_and_put_again() {
     let (folder, mut store) = store_with_session();
     let id = session_id("python/main");
     assert!(store.live_sessions().unwrap().is_empty(), "a sleeping session is not live");
-    for record in [draining("python/main"), SessionRecord {
-        phase: Phase::Backoff,
-        stop: None,
-        backoff_until: Some(Wall(5)),
-        ..draining("python/main")
-    }] {
+    for record in [
+        draining("python/main"),
+        SessionRecord {
+            phase: Phase::Backoff,
+            stop: None,
+            backoff_until: Some(Wall(5)),
+            ..draining("python/main")
+        },
+    ] {
         commit(&mut store, &[Write::PutSession(record.clone())]);
         let expected = StoredSession { record: record.clone(), deliveries: Vec::new() };
         assert_eq!(store.batch().session(&id).unwrap(), Some(expected.clone()));
@@ -134,12 +137,15 @@ fn a_dead_letter_keeps_its_cause_and_says_what_became_of_it() {
 fn pending_messages_can_be_cancelled_and_buried_too() {
     let (folder, mut store) = store_with_session();
     let (at, by) = (Wall(5), subject("operator"));
-    commit(&mut store, &[
-        Write::InsertMessage(message(1, "python/main", "one")),
-        Write::InsertMessage(message(2, "python/main", "two")),
-        Write::CancelMessage { message: message_id(1), at, by: by.clone() },
-        bury(2),
-    ]);
+    commit(
+        &mut store,
+        &[
+            Write::InsertMessage(message(1, "python/main", "one")),
+            Write::InsertMessage(message(2, "python/main", "two")),
+            Write::CancelMessage { message: message_id(1), at, by: by.clone() },
+            bury(2),
+        ],
+    );
     let reader = reader(folder.path());
     let view = reader.message(message_id(1)).unwrap().unwrap();
     assert_eq!((view.state, view.ended_at), (MessageState::Cancelled, Some(at)));
@@ -174,7 +180,8 @@ fn exits_and_decisions_of_every_kind_come_back_word_for_word() {
         evidence: Evidence::bare(End::NeverLaunched),
         ..exit("python/main", 2)
     };
-    let mut writes = vec![Write::InsertExit(exit("python/main", 1)), Write::InsertExit(bare.clone())];
+    let mut writes =
+        vec![Write::InsertExit(exit("python/main", 1)), Write::InsertExit(bare.clone())];
     let decisions = because.map(|because| decision("python/main", because));
     writes.extend(decisions.iter().cloned().map(Write::InsertDecision));
     commit(&mut store, &writes);
@@ -287,13 +294,16 @@ fn only_a_pending_message_is_leased_and_only_by_the_next_attempt() {
 fn only_the_generation_and_the_attempt_that_hold_the_lease_can_answer() {
     let before = [Write::InsertMessage(message(1, "python/main", "one")), lease(1, 1)];
     contradiction(&before, answer(1, 2, "of another attempt"));
-    contradiction(&before, Write::AnswerMessage {
-        turn: turn(1, 1),
-        generation: Generation(2),
-        at: Wall(1),
-        text: "of another generation".to_owned(),
-        exit_code: None,
-    });
+    contradiction(
+        &before,
+        Write::AnswerMessage {
+            turn: turn(1, 1),
+            generation: Generation(2),
+            at: Wall(1),
+            text: "of another generation".to_owned(),
+            exit_code: None,
+        },
+    );
     contradiction(&before[..1], answer(1, 0, "never asked"));
 }
 
@@ -345,11 +355,14 @@ fn a_message_whose_session_was_never_put_fails_the_commit() {
 #[test]
 fn the_session_may_be_put_after_its_first_message() {
     let (_folder, mut store) = store_with_session();
-    commit(&mut store, &[
-        Write::InsertMessage(message(1, "python/new", "one")),
-        Write::InsertDecision(decision("python/new", Because::DrainFinished)),
-        Write::PutSession(sleeping("python/new")),
-    ]);
+    commit(
+        &mut store,
+        &[
+            Write::InsertMessage(message(1, "python/new", "one")),
+            Write::InsertDecision(decision("python/new", Because::DrainFinished)),
+            Write::PutSession(sleeping("python/new")),
+        ],
+    );
     assert_eq!(store.live_sessions().unwrap().len(), 1);
 }
 
