@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use serde_json::json;
 use support::agents::python;
 use support::scratch::say;
 use support::waiting::within;
@@ -49,10 +50,15 @@ struct Model {
 
 impl Model {
     fn start() -> Self {
+        Self::with_delay_ms(5)
+    }
+
+    /// A pause before each word.
+    fn with_delay_ms(delay_ms: u64) -> Self {
         let script = checkout().join("examples/openclaw/scripted_model.py");
         let mut child = Command::new(python())
             .arg(script)
-            .args(["--delay-ms", "5"])
+            .args(["--delay-ms", &delay_ms.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -100,9 +106,7 @@ fn daemon_with(openclaw: &Path, model: &Model) -> Daemon {
 
 /// The reply to a message and its number of pieces; waits as long as a cold start may take.
 fn ask(daemon: &Daemon, session: &str, text: &str) -> (String, usize) {
-    let stream = daemon.client().stream(session, text);
-    stream.set_read_timeout(STEP_WITHIN).expect("a time limit");
-    let seen = stream.rest();
+    let seen = daemon.client().stream(session, text).rest_within(STEP_WITHIN);
     assert_eq!(seen.end().name, "done", "{:?}", seen.end());
     (seen.text(), seen.of("delta").len())
 }
@@ -129,6 +133,26 @@ fn openclaw_wakes_answers_sleeps_and_remembers_after_its_sleep() {
     let (reply, _) = ask(&daemon, session, "which word?");
     assert!(reply.contains("bluebell"), "it forgot: {reply}");
     assert_eq!(daemon.client().generation(session), 2, "it was woken anew");
+}
+
+#[test]
+fn openclaw_that_is_killed_in_the_middle_of_a_reply_answers_in_its_next_life() {
+    let Some(openclaw) = provisioned("openclaw") else { return };
+    let model = Model::with_delay_ms(150);
+    let daemon = daemon_with(&openclaw, &model);
+    let client = daemon.client();
+    let text = "a sentence of a good many words that takes its time to be said";
+    let mut stream = client.stream("openclaw/ann", text);
+    let before = stream.until_within(STEP_WITHIN, |event| event.name == "delta");
+    let (_, _, agent) = daemon.instance_of("openclaw/ann");
+    agent.kill();
+    let seen = stream.rest_within(STEP_WITHIN);
+    assert!(seen.states().contains(&"retrying"), "{:?}", seen.states());
+    let message = client.message(&before.message_id());
+    assert_eq!((&message["state"], &message["attempts"]), (&json!("answered"), &json!(2)));
+    let reply = message["reply"].as_str().expect("it was answered");
+    assert!(reply.starts_with("You said:") && reply.contains("takes its time"), "{reply}");
+    assert_eq!(client.why("openclaw/ann")["last_exit"]["cause"], "agent_killed");
 }
 
 /// What the official client is told to do; it prints what it saw.
@@ -171,7 +195,7 @@ fn the_official_client_talks_to_openclaw_unchanged() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     let seen: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON line");
-    assert_eq!(seen["models"], serde_json::json!(["openclaw"]));
+    assert_eq!(seen["models"], json!(["openclaw"]));
     assert!(seen["whole"].as_str().expect("text").contains("foxglove"), "{seen}");
     assert_eq!(seen["finish"], "stop");
     let pieces = seen["pieces"].as_array().expect("a list");
@@ -179,4 +203,40 @@ fn the_official_client_talks_to_openclaw_unchanged() {
     assert!(text.contains("foxglove"), "the second turn knows the first: {seen}");
     assert_eq!(seen["last"], "stop");
     assert_eq!(seen["missing"], "unknown_agent");
+}
+
+/// Everything that the client makes of answers and refusals, with an agent that starts at once.
+#[test]
+fn the_official_client_understands_every_answer_and_every_refusal() {
+    let Some(official) = provisioned("venv/bin/python") else { return };
+    let script = checkout().join("examples/openclaw/scripted_model.py");
+    let daemon = Setup::new()
+        .config(&format!(
+            "[agents.model]\n\
+             command = [{:?}, {script:?}, \"--port\", \"{{port}}\", \"--delay-ms\", \"40\"]\n\
+             [agents.model.adapter]\n\
+             kind = \"openai\"\n\
+             url = \"http://127.0.0.1:{{port}}/v1\"\n\
+             ready = \"/healthz\"\n",
+            python()
+        ))
+        .start();
+    let mut command = support::cli::scrubbed(official, daemon.folder());
+    command.arg(support::agents::program("openai_client.py"));
+    command.arg(format!("http://{}/v1", daemon.client().address));
+    command.args([daemon.operator_key(), "model", "of-the-client"]);
+    let seen = support::cli::run(command, "").json();
+    assert_eq!(seen["models"], json!(["model"]));
+    assert_eq!(seen["whole"], "You said: say one two three");
+    assert_eq!((&seen["role"], &seen["finish_reason"]), (&json!("assistant"), &json!("stop")));
+    let pieces = seen["pieces"].as_array().expect("a list");
+    let joined: String = pieces.iter().filter_map(|piece| piece.as_str()).collect();
+    assert_eq!(joined, "You said: say four five six");
+    assert!(pieces.len() > 1, "{pieces:?}");
+    assert_eq!(seen["stream_finish_reason"], "stop");
+    assert_eq!(seen["unknown_model"], json!({ "status": 404, "code": "unknown_agent" }));
+    assert_eq!(seen["wrong_key"], json!({ "status": 401, "code": "key_wrong" }));
+    assert_eq!(seen["two_answers"], json!({ "status": 422, "code": "unsupported" }));
+    assert_eq!(seen["ids_of_one_key"], 1, "a repeat is the same message");
+    assert_eq!(daemon.client().generation("model/of-the-client"), 1);
 }
