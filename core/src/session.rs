@@ -285,7 +285,7 @@ impl Session {
                 let instance = self.instance();
                 let next = match &instance.turn {
                     Some(turn) => {
-                        let held_until = instance.holds.held_until(now);
+                        let held_until = instance.silent_until(now, policy);
                         Some(turn.clock.next_change(now, progress_limits(policy), held_until))
                     }
                     None if self.queue.is_empty() => instance.idle_at(now, policy),
@@ -434,6 +434,16 @@ impl Instance {
     /// daemon, as what it led to shows.
     fn was_seen(&self) -> bool {
         self.boot.is_some() || self.ready_at.is_some() || self.turn.is_some()
+    }
+
+    /// Until when its silence says nothing: a hold covers it, or its bridge is away (which has a
+    /// limit of its own) or was, and has not had the time to say what holds it.
+    fn silent_until(&self, now: Monotonic, policy: &AgentPolicy) -> Option<Monotonic> {
+        let heard_from = match self.link {
+            Link::Attached { holds_known_at } => holds_known_at,
+            Link::Detached { since } => since + policy.reattach_within,
+        };
+        self.holds.held_until(now).max(Some(heard_from).filter(|from| *from > now))
     }
 
     /// When nothing will have needed it for the whole idle limit. `None`: only its bridge could

@@ -308,7 +308,7 @@ impl Session {
     fn turn_deadline(&mut self, ctx: &mut Context<'_>) {
         let now = ctx.now.monotonic;
         let instance = self.instance_mut();
-        let held_until = instance.holds.held_until(now);
+        let held_until = instance.silent_until(now, ctx.policy);
         let turn = instance.turn.as_mut().expect("called while a turn runs");
         let id = turn.id;
         match turn.clock.verdict(now, progress_limits(ctx.policy), held_until) {

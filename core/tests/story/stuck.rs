@@ -352,3 +352,60 @@ fn pieces_of_another_turn_are_no_progress() {
         "#]],
     );
 }
+
+/// Only its bridge could tell that it works, or what holds it; that it is away has its own limit.
+#[test]
+fn a_turn_is_not_called_stuck_while_its_bridge_is_away() {
+    check(
+        r#"agent a: stuck 20s, reattach 1m
+           given send m1 to a/k · bridge attaches · ready · agent holds "tool" for 5m
+           the daemon dies and comes back
+           +50s
+           bridge attaches ready, holding m1.1
+           agent holds "tool" for 4m
+           +3m
+           agent answers m1 "1""#,
+        expect![[r#"
+            0s          the daemon dies and comes back
+                journal: awake: the daemon came back and found 1 message waiting
+            0s          +50s
+            50s         bridge attaches ready, holding m1.1
+                command: admit a/k#1, boot 1
+            50s         agent holds "tool" for 4m
+                journal: awake: the agent asked to stay awake for 4 min (tool)
+            50s         +3m
+            3m50s       agent answers m1 "1"
+                journal: awake: m1 was answered in 3 min 50 s (1 byte)
+                m1 hears: the answer of 1, "1"
+                command: acknowledge m1.1 to a/k#1
+            a/k awake, generation 1
+              m1 answered "1"
+        "#]],
+    );
+}
+
+#[test]
+fn a_silent_turn_is_called_stuck_soon_after_its_bridge_came_back() {
+    check(
+        r#"agent a: stuck 20s, reattach 1m
+           given send m1 to a/k · bridge attaches · ready
+           bridge detaches
+           +50s
+           bridge attaches ready, holding m1.1
+           +9s999ms
+           +1ms"#,
+        expect![[r#"
+            0s          bridge detaches
+            0s          +50s
+            50s         bridge attaches ready, holding m1.1
+                command: admit a/k#1, boot 1
+            50s         +9s999ms
+            59s999ms    +1ms
+            1m          …
+                journal: awake → stopping: m1 showed no progress for 1 min
+                command: stop a/k#1, grace 10 s
+            a/k stopping, generation 1
+              m1 with the agent
+        "#]],
+    );
+}
