@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_core::command::{Answer, Command, Effects, RequestOutcome};
+use dormouse_core::command::{Answer, Command, Effects, RequestOutcome, Write};
 use dormouse_core::event::{Event, Submission};
 use dormouse_core::evidence::{End, Evidence};
 use dormouse_core::id::{InstanceId, MessageId, RequestId, SessionId, Subject, TurnId};
@@ -311,10 +311,16 @@ fn empty_supervisor(config: &Config) -> Supervisor {
     Supervisor::new(config.node.clone(), agents)
 }
 
+/// Sessions come first: where a message is there before the row of its session, SQLite looks
+/// through all messages for more of that session as the row comes.
 fn apply_all(batch: &mut Batch<'_>, effects: &mut Effects) -> Result<(), EngineError> {
-    for write in effects.writes.drain(..) {
-        batch.apply(&write).map_err(EngineError::Apply)?;
+    let is_session = |write: &&Write| matches!(write, Write::PutSession(_));
+    let sessions = effects.writes.iter().filter(is_session);
+    let others = effects.writes.iter().filter(|write| !is_session(write));
+    for write in sessions.chain(others) {
+        batch.apply(write).map_err(EngineError::Apply)?;
     }
+    effects.writes.clear();
     Ok(())
 }
 
