@@ -149,8 +149,8 @@ struct Options {
     names: Vec<String>,
     size: Size,
     build: bool,
-    /// Measure the programs that are there, whatever the sources say by now.
-    as_built: bool,
+    /// Measure this program, and build none.
+    program: Option<PathBuf>,
     patience: Duration,
     clients: Vec<usize>,
 }
@@ -223,7 +223,7 @@ fn parse(arguments: &[String]) -> Result<Options, UsageError> {
         names: Vec::new(),
         size: Size::Full,
         build: false,
-        as_built: false,
+        program: None,
         patience: PATIENCE,
         clients: Vec::new(),
     };
@@ -232,7 +232,10 @@ fn parse(arguments: &[String]) -> Result<Options, UsageError> {
         match argument.as_str() {
             "--short" => options.size = Size::Short,
             "--build" => options.build = true,
-            "--as-built" => options.as_built = true,
+            "--program" => {
+                let wrong = || UsageError::new("bench", "--program wants a path");
+                options.program = Some(rest.next().map(PathBuf::from).ok_or_else(wrong)?);
+            }
             "--patience" => {
                 let seconds = rest.next().and_then(|seconds| seconds.parse().ok());
                 let wrong = || UsageError::new("bench", "--patience wants seconds");
@@ -263,18 +266,17 @@ fn parse(arguments: &[String]) -> Result<Options, UsageError> {
 /// Builds what is measured. A short run is content with unoptimised programs.
 fn context(options: &Options, results: &Path, scratch: PathBuf) -> Result<Context, BenchError> {
     let is_short = options.size == Size::Short;
-    if !options.as_built {
-        build_daemon(is_short)?;
-    }
-    let static_bridge = match (is_short, options.as_built) {
-        (true, _) => None,
-        (false, true) => Some(static_bridge::path()?).filter(|path| path.exists()),
-        (false, false) => Some(static_bridge::build()?),
+    let (binary, static_bridge) = match &options.program {
+        Some(program) => {
+            let program = fs::canonicalize(program).map_err(BenchError::file("find", program))?;
+            (program, Some(static_bridge::path()?).filter(|path| path.exists()))
+        }
+        None if is_short => (build_daemon(is_short)?, None),
+        None => (build_daemon(is_short)?, Some(static_bridge::build()?)),
     };
-    let profile = if is_short { "debug" } else { "release" };
     Ok(Context {
         size: options.size,
-        binary: target_folder(&root()).join(profile).join("dormouse"),
+        binary,
         static_bridge,
         machine: Machine::look(&scratch)?,
         scratch,
@@ -285,14 +287,15 @@ fn context(options: &Options, results: &Path, scratch: PathBuf) -> Result<Contex
     })
 }
 
-fn build_daemon(is_short: bool) -> Result<(), BenchError> {
+fn build_daemon(is_short: bool) -> Result<PathBuf, BenchError> {
     let mut arguments = vec!["build", "--locked", "--package", "dormouse"];
     if !is_short {
         arguments.push("--release");
     }
     let build = cargo(&arguments).limit(BUILD_LIMIT);
+    let profile = if is_short { "debug" } else { "release" };
     match build.run(&mut |_| ())?.success() {
-        true => Ok(()),
+        true => Ok(target_folder(&root()).join(profile).join("dormouse")),
         false => Err(BenchError::CommandFailed { command: build.to_string() }),
     }
 }

@@ -70,7 +70,8 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "bench",
-        usage: "bench [--short] [--build] [--as-built] [--patience SECONDS] [--clients N]… [NAME…]",
+        usage: "bench [--short] [--build] [--program PATH] [--patience SECONDS] \
+                [--clients N]… [NAME…]",
         summary: "figures of the real program beside the machine's own (docs/bench.md)",
         run: bench::command,
     },

@@ -57,9 +57,10 @@ impl Pair {
 
     fn summary(&self, placement: Placement, clients: usize) -> String {
         format!(
-            "{}, {clients} clients: {}/s, floor {}/s, ratio {}, {:.0} % busy before",
+            "{}, {clients} clients: {}/s (first messages {}/s), floor {}/s, ratio {}, {:.0} % busy",
             placement.name(),
             figure(self.ours.outcome.acks_per_second()),
+            figure(self.ours.new_sessions_per_second),
             figure(self.floor.acks_per_second()),
             figure(self.ratio()),
             100.0 * self.noise.busy,
@@ -69,6 +70,8 @@ impl Pair {
 
 struct Run {
     outcome: Outcome,
+    /// The warm-up's: each message made its session.
+    new_sessions_per_second: f64,
     /// Of the daemon, user and system, for each acknowledged message.
     cpu_micros_each: f64,
     syncs: Option<u64>,
@@ -179,7 +182,8 @@ fn accept(
     let syncs = if count_syncs { Some(syncs_in(&read(&syncs_path)?)?) } else { None };
     daemon.remove()?;
     let cpu_micros_each = cpu_micros / (outcome.acks.max(1) as f64);
-    Ok(Run { outcome, cpu_micros_each, syncs, acks_in_all })
+    let new_sessions_per_second = warmed.acks_per_second();
+    Ok(Run { outcome, new_sessions_per_second, cpu_micros_each, syncs, acks_in_all })
 }
 
 /// User and system time of a process so far. The kernel counts it in hundredths of a second.
@@ -222,6 +226,7 @@ fn add_row(report: &mut Report, placement: Placement, clients: usize, pairs: &[P
             "p50_us": micros(quantile(&pair.ours.outcome.latencies, 0.5)),
             "p99_us": micros(quantile(&pair.ours.outcome.latencies, 0.99)),
             "daemon_cpu_us_each": pair.ours.cpu_micros_each,
+            "new_sessions_per_second": pair.ours.new_sessions_per_second,
             "floor_acks_per_second": floor(pair),
             "floor_p50_us": micros(quantile(&pair.floor.latencies, 0.5)),
             "floor_p99_us": micros(quantile(&pair.floor.latencies, 0.99)),
