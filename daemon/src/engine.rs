@@ -23,13 +23,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_core::command::{Answer, Command, Effects, RequestOutcome, Write};
+use dormouse_core::command::{Answer, Command, Effects, Write};
 use dormouse_core::event::{Event, Submission};
-use dormouse_core::evidence::{End, Evidence};
 use dormouse_core::id::{InstanceId, MessageId, RequestId, SessionId, Subject, TurnId};
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::{Monotonic, Now};
-use dormouse_store::{ApplyError, Batch, CommitError, ReadError, Store};
+use dormouse_store::{ApplyError, Batch, CommitError, PruneError, ReadError, Store};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
@@ -52,6 +51,8 @@ pub(crate) enum EngineError {
     Apply(#[source] ApplyError),
     #[error("the store failed to commit; nothing of this batch was acknowledged")]
     Commit(#[source] CommitError),
+    #[error("the store failed while it forgot old idempotency keys")]
+    Prune(#[source] PruneError),
 }
 
 pub(crate) struct Engine {
@@ -68,7 +69,12 @@ pub(crate) struct Engine {
     next_request: u64,
     /// The disk was too full even to start over: nothing is taken until it is not.
     is_stalled: bool,
+    /// When old idempotency keys are looked for again.
+    prune_at: Monotonic,
 }
+
+/// How often old idempotency keys are looked for.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
 /// How often a stalled engine looks whether there is room again.
 const STALL_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -104,6 +110,7 @@ impl Engine {
             clock: Clock::start(),
             next_request: 0,
             is_stalled: false,
+            prune_at: Monotonic::default(),
             store,
             config,
             hub,
@@ -152,6 +159,7 @@ impl Engine {
             }
             let ends = requests.iter().any(|request| matches!(request, Request::End));
             self.batch(std::mem::take(&mut events), std::mem::take(&mut requests), deadline)?;
+            self.keep_house()?;
             if ends {
                 return Ok(());
             }
@@ -179,6 +187,25 @@ impl Engine {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// What the store needs now and then, after everybody has been answered.
+    fn keep_house(&mut self) -> Result<(), EngineError> {
+        self.store.checkpoint_if_due().map_err(EngineError::Commit)?;
+        let now = self.clock.now();
+        if now.monotonic < self.prune_at {
+            return Ok(());
+        }
+        let pruned = match self.store.prune(now.wall) {
+            Ok(pruned) => pruned,
+            // Nothing was removed; there may be room next time.
+            Err(error) if error.is_full() => return Ok(()),
+            Err(error) => return Err(EngineError::Prune(error)),
+        };
+        if pruned.is_finished {
+            self.prune_at = now.monotonic + PRUNE_EVERY;
+        }
+        Ok(())
     }
 
     fn handle_all(
@@ -464,20 +491,7 @@ impl EngineError {
         match self {
             EngineError::Apply(error) => matches!(error, ApplyError::Full { .. }),
             EngineError::Commit(error) => matches!(error, CommitError::Full { .. }),
-            EngineError::Read(_) => false,
+            EngineError::Read(_) | EngineError::Prune(_) => false,
         }
-    }
-}
-
-/// An instance that the drivers do not know: it never ran, or it ended long ago.
-pub(crate) fn vanished(instance: InstanceId) -> Event {
-    Event::InstanceExited { instance, evidence: Evidence::bare(End::NeverLaunched) }
-}
-
-/// What became of a request, where the answer is an operator's.
-pub(crate) fn outcome_of(answer: &Answer) -> Option<RequestOutcome> {
-    match answer {
-        Answer::Requested(outcome) => Some(*outcome),
-        Answer::Accepted { .. } | Answer::Duplicate { .. } | Answer::Refused(_) => None,
     }
 }

@@ -109,7 +109,8 @@ fn an_exec_agent_gets_the_text_on_its_input_and_its_exit_status_is_kept() {
              adapter = { kind = \"exec\" }",
         )
         .config(
-            "[agents.session]\ncommand = [\"sh\", \"-c\", \"printf '%s {key}' $DORMOUSE_SESSION\"]\n\
+            "[agents.session]\n\
+             command = [\"sh\", \"-c\", \"printf '%s {key}' $DORMOUSE_SESSION\"]\n\
              adapter = { kind = \"exec\" }",
         )
         .start();
@@ -151,7 +152,8 @@ fn a_fake_agent_plays_its_script_from_the_config() {
     let daemon = Setup::new()
         .config(
             "[agents.fake]\ndriver = \"fake\"\n\
-             fake = { reply = { fixed = \"hello from the script\" }, chunks = 3, die_on = \"boom\" }",
+             fake = { reply = { fixed = \"hello from the script\" }, chunks = 3, \
+                      die_on = \"boom\" }",
         )
         .start();
     let client = daemon.client();

@@ -1,5 +1,6 @@
-//! Clocks on the real program: idle, stuck, start, stop. Limits are short here, and what is measured
-//! is what the journal says it did, so that a busy machine makes a test slower and not wrong.
+//! Clocks on the real program: idle, stuck, start, stop. Limits are short here, and what is
+//! measured is what the journal says it did, so that a busy machine makes a test slower and not
+//! wrong.
 
 #[expect(dead_code, reason = "each test program uses its part of what they share")]
 mod support;

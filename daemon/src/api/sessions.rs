@@ -12,7 +12,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use dormouse_core::command::RequestOutcome;
+use dormouse_core::command::{Answer, RequestOutcome};
 use dormouse_core::event::SessionRequest;
 use dormouse_core::id::{AgentName, SessionId};
 use dormouse_core::journal::Decision;
@@ -28,7 +28,6 @@ use crate::api::messages::{session_of, visible};
 use crate::api::problem::Problem;
 use crate::api::shape::{ExitView, JournalRow, Message, Page, Requested, SessionView, Why};
 use crate::api::{Api, words};
-use crate::engine::outcome_of;
 use crate::engine::request::{Request, Verdict};
 use crate::keys::Caller;
 
@@ -275,10 +274,13 @@ pub(crate) fn requested(verdict: Verdict) -> Result<Requested, Problem> {
             unreachable!("no answer to a request about a session")
         }
     };
-    if let dormouse_core::command::Answer::Refused(refusal) = &answer {
-        return Err(Problem::refused(refusal));
-    }
-    let outcome = outcome_of(&answer).expect("a request is not answered as a message is");
+    let outcome = match answer {
+        Answer::Requested(outcome) => outcome,
+        Answer::Refused(refusal) => return Err(Problem::refused(&refusal)),
+        Answer::Accepted { .. } | Answer::Duplicate { .. } => {
+            unreachable!("a request is not answered as a message is")
+        }
+    };
     match outcome {
         RequestOutcome::Accepted { waiting } => {
             Ok(Requested { outcome: "accepted".to_owned(), because: None, waiting })

@@ -21,7 +21,6 @@ use tokio::sync::mpsc;
 
 use crate::agents::Agents;
 use crate::config::DriverKind;
-use crate::engine::vanished;
 use crate::report;
 
 /// The drivers of this node, and the lines to the bridges.
@@ -248,4 +247,9 @@ async fn reconcile_with(
             drop(events.send(event).await);
         }
     }
+}
+
+/// An instance that the drivers do not know: it never ran, or it ended long ago.
+fn vanished(instance: InstanceId) -> Event {
+    Event::InstanceExited { instance, evidence: Evidence::bare(End::NeverLaunched) }
 }

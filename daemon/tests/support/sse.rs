@@ -1,7 +1,7 @@
 //! Server-sent events, read one at a time, and what a client has seen of one message.
 //!
-//! Owner: `Client::stream` and `Client::follow`. Invariants: the end of a stream and the breaking of
-//! its connection are told apart; a stream on which only signs of life come is given up. Absent:
+//! Owner: `Client::stream` and `Client::follow`. Invariants: the end of a stream and the breaking
+//! of its connection are told apart; a stream on which only signs of life come is given up. Absent:
 //! reconnecting.
 
 use std::io::{self, BufRead, BufReader};
