@@ -13,9 +13,10 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use crate::error::OpenError;
+use crate::error::{OpenError, Severity};
 
 pub(crate) const DATABASE_FILE: &str = "dormouse.db";
+pub(crate) const LOG_FILE: &str = "dormouse.db-wal";
 
 /// For a person's sqlite3 shell that holds a lock for a moment. We never wait for ourselves.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -91,6 +92,24 @@ pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     check_setting(&connection, path, "synchronous", "2")?;
     check_setting(&connection, path, "foreign_keys", "1")?;
     Ok(connection)
+}
+
+/// Copies what the last life left in the log into the database, and empties the log.
+///
+/// Somebody who reads meanwhile, or a full disk, may keep it from being emptied; that is no error.
+pub(crate) fn start_log_over(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::Database {
+        path: path.to_owned(),
+        doing: "copy the write-ahead log into",
+        source,
+    };
+    connection.busy_timeout(Duration::ZERO).map_err(failed)?;
+    let done = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_row| Ok(()));
+    match done {
+        Err(source) if Severity::of(&source) != Severity::Full => return Err(failed(source)),
+        Ok(()) | Err(_) => {}
+    }
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)
 }
 
 pub(crate) fn open_reader(path: &Path) -> Result<Connection, OpenError> {

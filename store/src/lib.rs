@@ -2,8 +2,8 @@
 //!
 //! Read in this order: `writer` (the one writer and its batches) → `apply` (what each write is in
 //! SQL) → `recover` (what the engine reads back) → `reader` (pages for people) → the migrations
-//! (the tables, each with its words) → `connection`, `lock`, `rows`, `error`, `idempotency`,
-//! `integrity`, `keys`.
+//! (the tables, each with its words) → `connection`, `lock`, `log_check`, `rows`, `error`,
+//! `idempotency`, `integrity`, `keys`.
 //!
 //! Owner: the engine's thread owns the one `Store`; anybody may open a `Reader`.
 //! Invariants: accepted is durable (FAULTS I1); terminal states absorb (I2); after an error that
@@ -16,6 +16,7 @@ mod idempotency;
 mod integrity;
 mod keys;
 mod lock;
+mod log_check;
 mod migrations;
 #[cfg(test)]
 mod model;

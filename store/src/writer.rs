@@ -22,10 +22,11 @@ use dormouse_core::record::MessageState;
 use rusqlite::config::DbConfig;
 use rusqlite::{CachedStatement, Connection};
 
-use crate::connection::{self, DATABASE_FILE};
+use crate::connection::{self, DATABASE_FILE, LOG_FILE};
 use crate::error::{ApplyError, CommitError, OpenError, ReadError, Severity};
 use crate::idempotency::{KeyIndex, NewKeys};
 use crate::lock::FolderLock;
+use crate::log_check::check_log;
 use crate::migrations;
 use crate::recover;
 use crate::rows::{MESSAGE_STATES, state_word};
@@ -72,7 +73,9 @@ impl Store {
         if is_new_folder && let Some(parent) = folder.parent() {
             connection::sync_folder(parent)?;
         }
+        check_log(&folder.join(LOG_FILE))?;
         let mut connection = connection::open_writer(&path)?;
+        connection::start_log_over(&connection, &path)?;
         migrations::migrate(&mut connection, &path)?;
         if is_new_file {
             connection::sync_folder(&folder)?;

@@ -3,9 +3,12 @@
 //! One binary, so that it links once. Absent: the model test, which lives in the crate because it
 //! makes the idempotency runs small.
 
+mod crash;
+mod full_disk;
 mod opening;
 mod pages;
 mod recovery;
 mod round_trip;
 mod shell;
 mod support;
+mod sync_failure;
