@@ -216,11 +216,11 @@ impl Instance {
         if matches!(self.agent, Some(Agent::Exec(_))) {
             return self.on_exec_turn_ended(ended);
         }
-        let end = match ended.status {
-            ExitStatus::Code(code) => End::Exited { code },
-            ExitStatus::Signal(signal) => End::Signaled { signal },
+        let (end, words) = match ended.status {
+            ExitStatus::Code(code) => (End::Exited { code }, format!("with exit code {code}")),
+            ExitStatus::Signal(signal) => (End::Signaled { signal }, format!("by signal {signal}")),
         };
-        self.log.note(&format!("the agent ended: {end:?}"));
+        self.log.note(&format!("the agent ended {words}"));
         match &mut self.phase {
             Phase::Clearing(clearing) => clearing.end = clearing.end.take().or(Some(end)),
             Phase::Refused(_) => {}

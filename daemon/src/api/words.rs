@@ -79,8 +79,8 @@ pub(crate) fn verdict(
             let cause = session.last_failure.unwrap_or(Cause::Unknown).plain_words();
             let failures = session.failures;
             format!(
-                "{id} failed {failures} times in a row ({cause}), so its next start waits: \
-                 {next}. {waiting}."
+                "{id} failed {failures} times in a row ({cause}); its next start is {next}, \
+                 and {waiting}."
             )
         }
     };
@@ -123,6 +123,7 @@ pub(crate) fn message_verdict(message: &Message) -> String {
     match message.state {
         MessageState::Pending => match message.position {
             Some(0) | None => format!("{id} waits to be handed to the agent."),
+            Some(1) => format!("{id} waits behind another one of its session."),
             Some(ahead) => format!("{id} waits behind {ahead} others of its session."),
         },
         MessageState::Leased => format!("{id} is with the agent, attempt {}.", message.attempts),
