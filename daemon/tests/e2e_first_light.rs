@@ -189,6 +189,7 @@ fn every_command_shows_what_is_so_to_people_and_to_programs() {
 
     let text = daemon.cli(&["logs", "scripted/a"]).ok();
     assert!(text.contains("no json"), "what an agent prints that is no frame is its log: {text}");
+    assert!(text.ends_with('\n'), "a prompt comes on a line of its own: {text:?}");
 
     let text = daemon.cli(&["queue", "ls"]).ok();
     assert!(text.contains(dead_id) || text.contains("no such luck"), "{text}");

@@ -220,6 +220,7 @@ fn an_agent_that_dies_at_each_start_is_started_less_and_less_often_across_a_cras
     assert_eq!(session["last_failure"], "agent_exited");
     let why = daemon.cli(&["why", "scripted/a"]).ok();
     assert!(why.contains("failed 3 times in a row"), "{why}");
+    assert!(why.contains("its next start is in ") && why.contains("1 message waits."), "{why}");
     assert_eq!(client.message(&id)["state"], "pending");
 
     daemon.kill();
