@@ -39,7 +39,8 @@ fn torn(before: &[u8], after: &[u8], dice: &mut Dice) -> Vec<u8> {
     let mut mixed = Vec::with_capacity(end);
     for first in (0..end).step_by(SECTOR) {
         let last = end.min(first + SECTOR);
-        let (one, other) = if dice.roll(4) < keep_before { (before, after) } else { (after, before) };
+        let (one, other) =
+            if dice.roll(4) < keep_before { (before, after) } else { (after, before) };
         let source = if one.len() >= last { one } else { other };
         match source.get(first..last) {
             Some(sector) => mixed.extend_from_slice(sector),

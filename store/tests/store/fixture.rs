@@ -1,1 +1,119 @@
-//! (empty)
+//! Databases that released versions wrote, kept as files: this version opens each and finds all
+//! that is in it.
+//!
+//! `cargo nextest run -p dormouse-store --run-ignored only make_fixture` writes the file of the
+//! current schema anew; that is done once, in the change that adds the schema's migration.
+
+use std::path::{Path, PathBuf};
+
+use dormouse_core::cause::Cause;
+use dormouse_core::command::Write;
+use dormouse_core::id::Generation;
+use dormouse_core::journal::Because;
+use dormouse_core::record::{MessageRecord, MessageState};
+use dormouse_core::time::Wall;
+use dormouse_store::{KeyRecord, Store};
+
+use crate::support::*;
+
+fn fixture(version: u32) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/v{version}.db"))
+}
+
+fn key() -> KeyRecord {
+    KeyRecord {
+        id: "key_1".to_owned(),
+        name: "laptop".to_owned(),
+        hash: "ab".repeat(32),
+        subject: subject("ann"),
+        scopes: vec!["operator".to_owned()],
+        created_at: Wall(1),
+        revoked_at: None,
+    }
+}
+
+/// Something in every table, and a message in every state.
+fn contents() -> Vec<Write> {
+    let anew =
+        MessageRecord { redrive_of: Some(message_id(3)), ..message(6, "python/main", "anew") };
+    vec![
+        Write::PutSession(sleeping("python/main")),
+        Write::PutSession(draining("openclaw/tom")),
+        Write::InsertMessage(keyed(1, "python/main", "key 1")),
+        Write::InsertMessage(message(2, "python/main", "print(6 * 7)")),
+        Write::InsertMessage(message(3, "python/main", "crash")),
+        Write::InsertMessage(message(4, "openclaw/tom", "never mind")),
+        Write::InsertMessage(message(5, "openclaw/tom", "leased")),
+        Write::InsertMessage(anew),
+        lease(2, 1),
+        answer(2, 1, "42"),
+        bury(3),
+        Write::MarkRedriven { message: message_id(3), new_id: message_id(6) },
+        Write::CancelMessage { message: message_id(4), at: Wall(9), by: subject("operator") },
+        lease(5, 1),
+        Write::InsertExit(exit("openclaw/tom", 7)),
+        Write::InsertDecision(decision("python/main", Because::TurnStarted { turn: turn(2, 1) })),
+    ]
+}
+
+#[test]
+#[ignore = "writes the committed file; run it by hand when a schema is added"]
+fn make_fixture() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(folder.path()).unwrap();
+    let mut batch = store.batch();
+    for write in contents() {
+        batch.apply(&write).unwrap();
+    }
+    batch.insert_key(&key()).unwrap();
+    batch.commit().unwrap();
+    drop(store);
+    assert!(!folder.path().join("dormouse.db-wal").exists(), "closing empties the log");
+    std::fs::copy(folder.path().join("dormouse.db"), fixture(1)).unwrap();
+}
+
+#[test]
+fn a_database_of_schema_1_opens_with_all_that_is_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(fixture(1), folder.path().join("dormouse.db")).unwrap();
+    let mut store = Store::open(folder.path()).unwrap();
+    let reader = reader(folder.path());
+    assert_eq!(reader.integrity_check().unwrap(), [""; 0]);
+
+    let (tom, main) = (session_id("openclaw/tom"), session_id("python/main"));
+    let live = store.live_sessions().unwrap();
+    let records: Vec<_> = live.iter().map(|stored| stored.record.clone()).collect();
+    assert_eq!(records, [draining("openclaw/tom"), sleeping("python/main")]);
+    let leased = live[0].deliveries[0];
+    assert_eq!((leased.message, leased.leased_to), (message_id(5), Some(Generation(1))));
+    let waiting: Vec<_> = live[1].deliveries.iter().map(|delivery| delivery.message).collect();
+    assert_eq!(waiting, [message_id(1), message_id(6)]);
+    assert_eq!(store.newest_message_id().unwrap(), Some(message_id(6)));
+    let prior = store.batch().find_prior(&subject("ann"), "key 1").unwrap().unwrap();
+    assert_eq!((prior.id, prior.digest.as_str()), (message_id(1), "digest of 1"));
+
+    let view = |n| reader.message(message_id(n)).unwrap().unwrap();
+    assert_eq!((view(2).state, view(2).reply.as_deref()), (MessageState::Answered, Some("42")));
+    assert_eq!(
+        (view(3).cause, view(3).redriven_as),
+        (Some(Cause::AttemptsExhausted), Some(message_id(6)))
+    );
+    assert_eq!(
+        (view(4).state, view(4).ended_by),
+        (MessageState::Cancelled, Some(subject("operator")))
+    );
+    assert_eq!(view(6).redrive_of, Some(message_id(3)));
+    assert_eq!(reader.message_text(message_id(2)).unwrap().as_deref(), Some("print(6 * 7)"));
+    assert_eq!(reader.exits(&tom, 10).unwrap(), [exit("openclaw/tom", 7)]);
+    let because = Because::TurnStarted { turn: turn(2, 1) };
+    assert_eq!(reader.journal(&main, None, 10).unwrap(), [(1, decision("python/main", because))]);
+    assert_eq!(reader.keys().unwrap(), [key()]);
+    let counts = reader.counts().unwrap();
+    assert_eq!((counts.pending, counts.leased, counts.answered), (2, 1, 1));
+    assert_eq!((counts.dead, counts.cancelled, counts.sessions), (1, 1, 2));
+    // And it is written to as any other.
+    commit(
+        &mut store,
+        &[answer(5, 1, "done"), Write::InsertMessage(message(7, "python/main", ""))],
+    );
+}

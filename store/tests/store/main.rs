@@ -4,6 +4,7 @@
 //! makes the idempotency runs small.
 
 mod crash;
+mod fixture;
 mod full_disk;
 mod opening;
 mod pages;
