@@ -129,6 +129,17 @@ fn an_exec_agent_gets_the_text_on_its_input_and_its_exit_status_is_kept() {
 }
 
 #[test]
+fn the_example_of_a_command_line_program_works_as_its_page_says() {
+    let page = include_str!("../../examples/cli/README.md");
+    let config = page.split("```toml").nth(1).and_then(|rest| rest.split("```").next());
+    let daemon = Setup::new().config(config.expect("the page has a config")).start();
+    let client = daemon.client();
+    assert_eq!(client.ask("count/me", "three small words").trim(), "3");
+    assert_eq!(client.ask("notes/me", "buy milk"), "1 note: buy milk\n");
+    assert_eq!(client.ask("notes/me", "call Ada"), "2 notes: buy milk; call Ada\n");
+}
+
+#[test]
 fn an_openai_agent_is_started_on_a_free_port_and_streams() {
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/openclaw/scripted_model.py");
     let daemon = Setup::new()

@@ -32,7 +32,14 @@ use crate::random;
 pub(crate) const OPERATOR_KEY_FILE: &str = "operator.key";
 pub(crate) const ADDRESS_FILE: &str = "address";
 const SECRET_FILE: &str = "deployment.secret";
-const EXECUTOR: &str = include_str!("../../../examples/python/executor.py");
+/// What `{examples}` in a config leads to: folder, file, text.
+const EXAMPLES: [(&str, &str, &str); 5] = [
+    ("python", "executor.py", include_str!("../../../examples/python/executor.py")),
+    ("cli", "notes.py", include_str!("../../../examples/cli/notes.py")),
+    ("openclaw", "gateway.mjs", include_str!("../../../examples/openclaw/gateway.mjs")),
+    ("openclaw", "openclaw.json", include_str!("../../../examples/openclaw/openclaw.json")),
+    ("openclaw", "scripted_model.py", include_str!("../../../examples/openclaw/scripted_model.py")),
+];
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FolderError {
@@ -104,15 +111,20 @@ pub(super) fn note_address(data: &Path, address: SocketAddr) -> Result<(), Folde
 }
 
 pub(super) fn unpack_examples(data: &Path) -> Result<(), FolderError> {
-    let folder = data.join("examples").join("python");
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(&folder)
-        .map_err(|source| FolderError::Io { doing: "make", path: folder.clone(), source })?;
-    let path = folder.join("executor.py");
-    let is_same = std::fs::read(&path).is_ok_and(|there| there == EXECUTOR.as_bytes());
-    if is_same { Ok(()) } else { write_private(&path, EXECUTOR.as_bytes()) }
+    for (folder, name, text) in EXAMPLES {
+        let folder = data.join("examples").join(folder);
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&folder)
+            .map_err(|source| FolderError::Io { doing: "make", path: folder.clone(), source })?;
+        let path = folder.join(name);
+        let is_same = std::fs::read(&path).is_ok_and(|there| there == text.as_bytes());
+        if !is_same {
+            write_private(&path, text.as_bytes())?;
+        }
+    }
+    Ok(())
 }
 
 /// Written beside, synced, and renamed; readable by this user alone.
