@@ -1,10 +1,11 @@
 //! A look at the write-ahead log before SQLite reads it: is what is broken only the torn tail?
 //!
 //! ```text
-//!  header · frame frame frame(commit) │ frame frame(commit) │ frame …
-//!           └──── one batch, synced ──┘                       └ torn by a crash: cut off, nobody
-//!                    ▲ broken here, and a later batch follows   was told that it is there
-//!                      └ accepted work would vanish: refuse
+//!  header │ frame frame commit │ frame frame commit │ frame fra
+//!         └─ a batch, synced ─┘   ▲                  └ torn by a crash: SQLite cuts it off,
+//!                                 │                    and nobody was told that it is there
+//!                                 └ broken here, and a later batch follows: accepted work
+//!                                   would vanish, so refuse
 //! ```
 //!
 //! SQLite stops at the first frame whose checksum is wrong and forgets the rest. That is right for
@@ -14,7 +15,8 @@
 //!
 //! Owner: `Store::open`, which also makes the log start over each time, so that no leavings of one
 //! crash lie behind the work of the next life. Invariants: nothing is changed; a log that SQLite
-//! would use to its end is never refused. Source of the format: sqlite.org/fileformat2.html, section 4.
+//! would use to its end is never refused. Source of the format: sqlite.org/fileformat2.html,
+//! section 4.
 //! Absent: damage in the last batch, which looks like a torn tail.
 
 use std::fs::File;

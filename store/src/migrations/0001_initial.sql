@@ -1,5 +1,6 @@
--- Schema 1. Comments that a person with only the sqlite3 shell needs stand inside the statements: `.schema` prints them.
--- Never edit a released migration (its checksum is kept in the database); add the next number.
+-- Schema 1. What a person with only the sqlite3 shell needs to know stands inside the statements:
+-- `.schema` prints it. Never edit a released migration (its checksum is kept in the database); add
+-- the next number.
 
 CREATE TABLE meta (
   -- Facts about this database: which migrations made it, how far the housekeeping has come.
@@ -9,7 +10,7 @@ CREATE TABLE meta (
 
 CREATE TABLE session (
   -- One conversation partner of one agent. A session is never removed, so max(seq) counts them.
-  -- Times are milliseconds since 1970 UTC: SELECT datetime(created_at_ms/1000, 'unixepoch') FROM session;
+  -- Times are milliseconds since 1970 UTC; to print one: datetime(created_at_ms/1000, 'unixepoch')
   seq              INTEGER PRIMARY KEY, -- order of creation
   id               TEXT NOT NULL UNIQUE, -- AGENT/KEY
   agent            TEXT NOT NULL, -- the part of id before the slash
@@ -55,9 +56,9 @@ CREATE TABLE message (
   idempotency_key    TEXT, -- the sender's, by which a repeat is known for a day
   idempotency_digest TEXT -- SHA-256 of what came with the key
 ) STRICT;
--- In the order of acceptance and not of sessions, so that accepting appends to it: an index by session would dirty one
--- page per message. Finding one session's messages reads the entries of all unended ones; the third column, always
--- NULL, lets SQLite see that it need not read the rows.
+-- In the order of acceptance and not of sessions, so that accepting appends to it: an index by
+-- session would dirty one page per message. Finding one session's messages reads the entries of all
+-- unended ones; the third column, always NULL, lets SQLite see that it need not read the rows.
 CREATE INDEX message_unended ON message (seq, session, ended_at_ms) WHERE ended_at_ms IS NULL;
 CREATE INDEX message_dead ON message (seq) WHERE state = 'dead';
 
@@ -95,7 +96,8 @@ CREATE TABLE tally (
   state    TEXT PRIMARY KEY,
   messages INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-INSERT INTO tally VALUES ('pending', 0), ('leased', 0), ('answered', 0), ('dead', 0), ('cancelled', 0);
+INSERT INTO tally
+VALUES ('pending', 0), ('leased', 0), ('answered', 0), ('dead', 0), ('cancelled', 0);
 
 CREATE TABLE journal (
   -- Every decision: what happened, from which phase to which, because of what. The newest 1000 of
@@ -145,7 +147,7 @@ CREATE VIEW message_readable AS
   LEFT JOIN message_reply r ON r.seq = m.seq;
 
 CREATE VIEW journal_readable AS
-  -- For people: SELECT * FROM journal_readable WHERE session = 'python/main' ORDER BY n DESC LIMIT 20;
+  -- For people: SELECT * FROM journal_readable WHERE session = 'python/main' ORDER BY n DESC;
   SELECT session, n, datetime(at_ms / 1000, 'unixepoch') AS at, generation,
          from_phase || ' > ' || to_phase AS phases, because
   FROM journal;

@@ -79,7 +79,7 @@ fn check(folder: &Path, stored: u64) {
 #[test]
 fn a_full_disk_is_reported_loses_nothing_and_is_got_over_without_opening_again() {
     let Some(disk) = SmallDisk::mount(4) else {
-        println!("skipped: this user may not mount a small file system");
+        say("skipped: this user may not mount a small file system");
         return;
     };
     let ballast = disk.folder.join("ballast");
@@ -108,7 +108,7 @@ fn a_full_disk_is_reported_loses_nothing_and_is_got_over_without_opening_again()
 #[test]
 fn a_batch_larger_than_memory_meets_the_full_disk_before_its_commit() {
     let Some(disk) = SmallDisk::mount(24) else {
-        println!("skipped: this user may not mount a small file system");
+        say("skipped: this user may not mount a small file system");
         return;
     };
     let folder = disk.folder.join("data");
@@ -129,7 +129,7 @@ fn a_batch_larger_than_memory_meets_the_full_disk_before_its_commit() {
 #[test]
 fn a_disk_that_is_full_before_anything_is_there_is_an_error_with_words() {
     let Some(disk) = SmallDisk::mount(1) else {
-        println!("skipped: this user may not mount a small file system");
+        say("skipped: this user may not mount a small file system");
         return;
     };
     let room = rustix::fs::statvfs(&disk.folder).unwrap();

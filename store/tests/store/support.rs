@@ -12,6 +12,12 @@ use dormouse_core::session::phase::Phase;
 use dormouse_core::time::Wall;
 use dormouse_store::{Reader, Store};
 
+/// To whoever reads the test's output.
+#[expect(clippy::print_stdout, reason = "a skipped test says so, a traced child reports")]
+pub(crate) fn say(line: &str) {
+    println!("{line}");
+}
+
 pub(crate) fn session_id(name: &str) -> SessionId {
     SessionId::new(name).unwrap()
 }

@@ -22,10 +22,10 @@ fn traced_child() {
         let mut batch = store.batch();
         batch.apply(&Write::InsertMessage(message(n, "python/main", "text"))).unwrap();
         match batch.commit() {
-            Ok(()) => println!("acknowledged {n}"),
+            Ok(()) => say(&format!("acknowledged {n}")),
             Err(error) => {
                 assert!(matches!(error, CommitError::Failed { .. }), "{error}");
-                println!("failed {n}");
+                say(&format!("failed {n}"));
                 break;
             }
         }
@@ -35,7 +35,7 @@ fn traced_child() {
     assert!(batch.apply(&Write::InsertMessage(message(500, "python/main", "text"))).is_err());
     drop(batch);
     assert!(matches!(store.live_sessions().unwrap_err(), ReadError::Halted));
-    println!("stopped for good");
+    say("stopped for good");
 }
 
 /// Runs the child; its `nth` sync, counted from the first, fails with EIO. Others succeed.
@@ -54,7 +54,7 @@ fn run_with_failing_sync(folder: &Path, nth: u32) -> Option<Output> {
 fn after_one_failed_sync_nothing_is_acknowledged_and_what_was_is_kept() {
     let can_trace = Command::new("strace").args(["-o", "/dev/null", "true"]).output();
     if !can_trace.is_ok_and(|output| output.status.success()) {
-        println!("skipped: strace is missing or may not trace");
+        say("skipped: strace is missing or may not trace");
         return;
     }
     let mut failed_at = Vec::new();
