@@ -50,7 +50,8 @@ struct Model {
 
 impl Model {
     fn start() -> Self {
-        Self::with_delay_ms(5)
+        // Long enough that no buffer on the way makes one piece of two words.
+        Self::with_delay_ms(150)
     }
 
     /// A pause before each word.
@@ -81,10 +82,9 @@ impl Drop for Model {
 }
 
 fn daemon_with(openclaw: &Path, model: &Model) -> Daemon {
-    let gateway = checkout().join("examples/openclaw/gateway.mjs");
     let config = format!(
         "[agents.openclaw]\n\
-         command = [\"{openclaw}/bin/node\", \"{gateway}\", \"--port\", \"{{port}}\", \
+         command = [\"{openclaw}/bin/node\", \"{{examples}}/openclaw/gateway.mjs\", \"--port\", \"{{port}}\", \
                     \"--openclaw\", \"{openclaw}/node_modules/openclaw\"]\n\
          idle = {{ stop_after = \"4s\" }}\n\
          start = {{ ready_within = \"2m\" }}\n\
@@ -98,7 +98,6 @@ fn daemon_with(openclaw: &Path, model: &Model) -> Daemon {
          OPENCLAW_GATEWAY_TOKEN = \"{TOKEN}\"\n\
          MODEL_URL = \"http://127.0.0.1:{port}/v1\"\n",
         openclaw = openclaw.display(),
-        gateway = gateway.display(),
         port = model.port,
     );
     Setup::new().config(&config).start()
