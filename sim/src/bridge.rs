@@ -32,8 +32,8 @@ pub(crate) type BridgeId = u64;
 pub(crate) struct Bridge {
     pub(crate) instance: InstanceId,
     boot: BootId,
-    link: Option<LinkId>,
-    is_welcomed: bool,
+    pub(crate) link: Option<LinkId>,
+    pub(crate) welcomed_at: Option<u64>,
     /// The hello said that the agent is ready.
     told_ready: bool,
     tries: u32,
@@ -92,7 +92,7 @@ impl World {
             instance,
             boot: BootId(boot),
             link: None,
-            is_welcomed: false,
+            welcomed_at: None,
             told_ready: false,
             tries: 0,
             alone_since: Some(self.now),
@@ -150,6 +150,11 @@ impl World {
         bridge.told_ready = bridge.was_ready;
         let hello = Up::Hello { agent: bridge.agent_state(), held: bridge.held() };
         self.send_up(link, hello);
+        if self.fires(Fault::LinkFlaps) {
+            let soon_ms = self.config.latency_ms_max;
+            self.plan_soon(soon_ms, Action::LinkLostAtBridge { link });
+            self.plan_soon(60_000, Action::LinkLostAtDaemon { link });
+        }
         if self.is_sabotaged(Sabotage::DriverStartsTwo) {
             self.launch(id)?;
         }
@@ -159,7 +164,8 @@ impl World {
     /// Something for the daemon; if there is none to hear it, it is in what is said after the next
     /// welcome.
     pub(crate) fn say(&mut self, id: BridgeId, frame: Up) {
-        let Some(bridge) = self.bridges.get(&id).filter(|bridge| bridge.is_welcomed) else {
+        let Some(bridge) = self.bridges.get(&id).filter(|bridge| bridge.welcomed_at.is_some())
+        else {
             return;
         };
         if let Some(link) = bridge.link {
@@ -172,7 +178,7 @@ impl World {
         else {
             return;
         };
-        let was_welcomed = std::mem::take(&mut bridge.is_welcomed);
+        let was_welcomed = bridge.welcomed_at.take().is_some();
         bridge.link = None;
         bridge.tries += 1;
         if bridge.is_dead {
@@ -186,12 +192,14 @@ impl World {
     }
 
     pub(crate) fn bridge_hears(&mut self, id: BridgeId, frame: Down) -> Checked {
+        let now = self.now;
         let Some(bridge) = self.bridges.get_mut(&id).filter(|bridge| !bridge.is_dead) else {
             return Ok(());
         };
         match frame {
             Down::Welcome { launch } => {
-                let is_first = !std::mem::replace(&mut bridge.is_welcomed, true);
+                let is_first = bridge.welcomed_at.is_none();
+                bridge.welcomed_at.get_or_insert(now);
                 bridge.alone_since = None;
                 bridge.tries = 0;
                 if launch {
@@ -324,7 +332,7 @@ impl World {
             return;
         };
         bridge.is_dead = true;
-        bridge.is_welcomed = false;
+        bridge.welcomed_at = None;
         let (link, instance) = (bridge.link.take(), bridge.instance.clone());
         if let Some(link) = link {
             self.close_at_bridge(link);

@@ -7,6 +7,7 @@
 //! of the invariants of the design. Absent: phases, pauses and stops (`checker::sessions`); rules
 //! that a single write breaks (`store`).
 
+mod clocks;
 mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +37,10 @@ pub(crate) struct Checker {
     heard: BTreeMap<MessageId, Heard>,
     watches: BTreeMap<SessionId, Watch>,
     wall_clock_moves: u64,
+    /// Sessions whose bridge has said all that it had to say.
+    in_touch: BTreeSet<SessionId>,
+    /// Steps that were committed.
+    steps: u64,
 }
 
 /// What an agent really said in a turn.
@@ -66,6 +71,8 @@ impl Checker {
             heard: BTreeMap::new(),
             watches: BTreeMap::new(),
             wall_clock_moves: 0,
+            in_touch: BTreeSet::new(),
+            steps: 0,
         }
     }
 

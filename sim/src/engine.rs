@@ -69,6 +69,9 @@ pub(crate) struct Batch {
     /// Requests that the engine answers itself, because there is nothing to ask the core about.
     pub(crate) refused: Vec<RequestId>,
     pub(crate) is_recovery: bool,
+    pub(crate) begun_at_ms: u64,
+    /// All that had arrived was handled, and then every deadline.
+    pub(crate) has_caught_up: bool,
 }
 
 #[derive(Debug)]
@@ -201,7 +204,7 @@ impl World {
         }
         let now = self.batch_clocks();
         let count = self.rng.between(1, self.config.batch_max as u64);
-        let mut batch = Batch::default();
+        let mut batch = Batch { begun_at_ms: self.now, ..Batch::default() };
         for _ in 0..count {
             let Some(input) = self.engine.inbox.pop_front() else { break };
             self.hand_in(input, now, &mut batch)?;
@@ -217,6 +220,7 @@ impl World {
                 format!("at {now:?} the next deadline is still {next:?}")
             })?;
         }
+        batch.has_caught_up = self.engine.inbox.is_empty();
         self.open_batch(batch)
     }
 
@@ -235,6 +239,9 @@ impl World {
         let mut now = self.read_clocks();
         if self.is_sabotaged(Sabotage::EngineClockRunsFast) {
             now.monotonic.0 = now.monotonic.0 * 3 / 2;
+        }
+        if self.is_sabotaged(Sabotage::EngineClockRunsSlow) {
+            now.monotonic.0 = now.monotonic.0 * 9 / 10;
         }
         now
     }
@@ -387,106 +394,6 @@ impl World {
         }
         event
     }
-
-    pub(crate) fn engine_commits(&mut self, epoch: u64) -> Checked {
-        if self.engine.epoch != epoch {
-            return Ok(());
-        }
-        let Some(batch) = self.engine.open.take() else { return Ok(()) };
-        let crash_in_recovery = batch.is_recovery && self.fires(Fault::CrashInRecovery);
-        if crash_in_recovery || self.fires(Fault::CrashBeforeCommit) {
-            return self.crash();
-        }
-        if self.fires(Fault::StoreFull) {
-            return self.roll_back(batch);
-        }
-        self.commit(&batch)?;
-        if self.fires(Fault::CrashAfterCommit) {
-            return self.crash();
-        }
-        if !self.is_sabotaged(Sabotage::EngineAnswersFirst) {
-            self.release_answers(&batch)?;
-        }
-        if self.is_sabotaged(Sabotage::EngineAnswersTwice) {
-            self.release_answers(&batch)?;
-        }
-        self.release_notices(&batch)?;
-        let commands: usize = batch.steps.iter().map(|step| step.effects.commands.len()).sum();
-        if commands > 0 && self.fires(Fault::CrashBetweenCommands) {
-            let carried_out = self.rng.index(commands);
-            self.release_commands(&batch, carried_out)?;
-            return self.crash();
-        }
-        self.release_commands(&batch, usize::MAX)?;
-        self.arm_engine();
-        Ok(())
-    }
-
-    fn commit(&mut self, batch: &Batch) -> Checked {
-        self.figures.commits += 1;
-        let loss = self.draw_loss();
-        for write in batch.steps.iter().flat_map(|step| &step.effects.writes) {
-            if loss.is_some_and(|is_lost| is_lost(write)) {
-                continue;
-            }
-            self.durable.apply(write)?;
-        }
-        for step in &batch.steps {
-            self.checker.committed(step, &self.engine.agents, self.engine.epoch)?;
-        }
-        let everything = batch.is_recovery || self.figures.commits.is_multiple_of(32);
-        let touched = if everything { None } else { Some(touched_by(batch)) };
-        self.checker.compare(
-            &self.engine.supervisor,
-            &self.durable,
-            touched.as_ref(),
-            batch.steps.last().map(|step| step.now),
-        )
-    }
-
-    /// Everything that waits for the batch is told.
-    pub(crate) fn release_answers(&mut self, batch: &Batch) -> Checked {
-        for step in &batch.steps {
-            for (request, answer) in &step.effects.answers {
-                self.answered(*request, answer)?;
-            }
-        }
-        for request in &batch.refused {
-            self.not_found(*request);
-        }
-        Ok(())
-    }
-
-    pub(crate) fn release_notices(&mut self, batch: &Batch) -> Checked {
-        for step in &batch.steps {
-            for notice in &step.effects.notices {
-                self.checker.noticed(notice, &self.durable, self.engine.epoch)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Carries out the first `count` commands of the batch.
-    fn release_commands(&mut self, batch: &Batch, count: usize) -> Checked {
-        let commands = batch.steps.iter().flat_map(|step| &step.effects.commands);
-        for command in commands.take(count) {
-            self.carry_out(command)?;
-        }
-        Ok(())
-    }
-}
-
-/// Sessions that a batch changed.
-fn touched_by(batch: &Batch) -> BTreeSet<SessionId> {
-    let mut touched = BTreeSet::new();
-    for step in &batch.steps {
-        touched.extend(step.event.as_ref().and_then(Event::session).cloned());
-        touched.extend(step.effects.writes.iter().filter_map(|write| match write {
-            Write::PutSession(record) => Some(record.id.clone()),
-            _other => None,
-        }));
-    }
-    touched
 }
 
 /// Of a session that stood in line: the first event after a rebuild lets it in, whatever it says.

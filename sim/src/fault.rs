@@ -59,6 +59,8 @@ faults! {
     LinkCut = 12,
     /// The daemon notices a cut later than the bridge.
     LinkHalfOpen = 300,
+    /// The bridge dials again as soon as it has said hello.
+    LinkFlaps = 80,
     /// The bridge cannot reconnect for a while.
     NetworkDown = 150,
     FrameUpLost = 0,

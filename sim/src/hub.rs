@@ -232,6 +232,13 @@ impl World {
         }
     }
 
+    /// Nothing has happened to the link so far.
+    pub(crate) fn is_whole(&self, id: LinkId) -> bool {
+        self.links
+            .get(&id)
+            .is_some_and(|link| !link.is_cut && link.is_open_at_daemon && link.is_open_at_bridge)
+    }
+
     /// Does what the core said, after the commit.
     pub(crate) fn carry_out(&mut self, command: &Command) -> Checked {
         match command {

@@ -6,16 +6,18 @@
 //!  sim replay 1234          the same world again, step by step, in words
 //! ```
 //!
-//! Read in this order: `world` (the parts and the agenda) → `engine`, `recovery`, `hub`, `driver`,
-//! `bridge`, `agent`, `clients`, `store` (the parts) → `fault` and `swarm` (what goes wrong) →
-//! `checker` (what must hold all the same) → `sabotage` (that the checker bites) → `run` and
-//! `replay` (the commands). Owner: this crate is never part of a release binary. Absent: IO of the
-//! daemon; its own tests have that.
+//! Read in this order: `world` (the parts and the agenda) → `engine`, `commit`, `recovery`, `hub`,
+//! `driver`, `bridge`, `agent`, `clients`, `store` (the parts) → `fault` and `swarm` (what goes
+//! wrong) → `checker` (what must hold all the same) → `sabotage` (that the checker bites) → `run`
+//! and `replay` (the commands).
+//! Owner: this crate is never part of a release binary. Absent: IO of the daemon; its own tests
+//! have that.
 
 mod agent;
 mod bridge;
 mod checker;
 mod clients;
+mod commit;
 mod driver;
 mod engine;
 mod fault;

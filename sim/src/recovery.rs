@@ -54,6 +54,9 @@ impl World {
         if self.is_sabotaged(Sabotage::StoreForgetsPause) {
             self.durable.forget_pauses(self.read_clocks().wall);
         }
+        if self.is_sabotaged(Sabotage::StoreForgetsWakes) {
+            self.durable.forget_wakes();
+        }
         self.working = self.durable.clone();
         self.engine.is_up = true;
         self.engine.life += 1;

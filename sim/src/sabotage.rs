@@ -20,6 +20,8 @@ pub(crate) enum Sabotage {
     StoreForgetsKeys,
     /// Pauses are forgotten in a crash.
     StoreForgetsPause,
+    /// What an operator asked to wake is not asked for any more after a crash.
+    StoreForgetsWakes,
     /// Answers leave before the commit.
     EngineAnswersFirst,
     /// Commands leave before the commit.
@@ -32,6 +34,8 @@ pub(crate) enum Sabotage {
     EngineForgetsGenerations,
     /// The core is told that it is later than it is.
     EngineClockRunsFast,
+    /// The core is told that it is earlier than it is.
+    EngineClockRunsSlow,
     /// The core is never told that a deadline has passed.
     EngineSleepsThrough,
     /// A batch is answered twice.
@@ -64,12 +68,14 @@ impl Sabotage {
         (Sabotage::StoreReversesQueue, &[Invariant::Recovery]),
         (Sabotage::StoreForgetsKeys, &[Invariant::IdempotentAccept]),
         (Sabotage::StoreForgetsPause, &[Invariant::BoundedRestarts]),
+        (Sabotage::StoreForgetsWakes, &[Invariant::Liveness]),
         (Sabotage::EngineAnswersFirst, &[Invariant::DurableAccept]),
         (Sabotage::EngineActsFirst, &[Invariant::BoundedAttempts]),
         (Sabotage::EngineTellsRolledBack, &[Invariant::HonestAnswer, Invariant::OneOutcome]),
         (Sabotage::EngineForgetsToLoad, &[Invariant::OneLiveInstance, Invariant::Recovery]),
         (Sabotage::EngineForgetsGenerations, &[Invariant::OneLiveInstance]),
         (Sabotage::EngineClockRunsFast, &[Invariant::NoIdleStopWithWork]),
+        (Sabotage::EngineClockRunsSlow, &[Invariant::Liveness]),
         (Sabotage::EngineSleepsThrough, &[Invariant::Liveness]),
         (Sabotage::EngineAnswersTwice, &[Invariant::HonestAnswer]),
         (Sabotage::EngineBelievesTheList, &[Invariant::OneLiveInstance]),

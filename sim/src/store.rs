@@ -235,6 +235,10 @@ impl Tables {
         }
     }
 
+    pub(crate) fn forget_wakes(&mut self) {
+        self.sessions.values_mut().for_each(|record| record.wake_wanted = false);
+    }
+
     /// A dead letter that is still on the list.
     pub(crate) fn dead_letter(&self, id: MessageId) -> Option<DeadLetter> {
         let row = self.messages.get(&id)?;

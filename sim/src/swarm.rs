@@ -37,7 +37,8 @@ pub(crate) struct Config {
     pub(crate) keeps_inbox: bool,
 }
 
-/// A long downtime, the longest pause before a start, one before a try, and kills that are repeated.
+/// A long downtime, the longest pause before a start, one before a try, and kills that are
+/// repeated.
 const AFTERMATH: Duration = Duration::from_secs(45 * 60);
 const PER_MESSAGE: Duration = Duration::from_secs(60);
 

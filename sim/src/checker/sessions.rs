@@ -20,6 +20,7 @@ use dormouse_core::session::phase::Phase;
 use dormouse_core::time::{Wall, millis};
 
 use super::Checker;
+use super::clocks::Clocks;
 use crate::engine::Step;
 use crate::store::Tables;
 use crate::violation::{Checked, Invariant};
@@ -27,18 +28,19 @@ use crate::violation::{Checked, Invariant};
 /// The books of one session.
 #[derive(Debug)]
 pub(super) struct Watch {
-    phase: Phase,
+    pub(super) phase: Phase,
     generation: Generation,
-    active_at: u64,
-    /// Holds that its live instance declared: when each is over.
-    holds: BTreeMap<String, u64>,
+    pub(super) active_at: u64,
+    pub(super) clocks: Clocks,
+    /// Holds that its live instance declared.
+    pub(super) holds: BTreeMap<String, Hold>,
     /// The same as the agent itself knows them: it may have given up one that the daemon still
     /// counts.
     true_holds: BTreeMap<String, u64>,
-    queue: BTreeSet<MessageId>,
-    turn: Option<TurnId>,
+    pub(super) queue: BTreeSet<MessageId>,
+    pub(super) turn: Option<TurnId>,
     failures: u32,
-    pause: Option<Pause>,
+    pub(super) pause: Option<Pause>,
     /// Starts since something other than a failure happened.
     starts: Vec<u64>,
     /// Starts that the driver said had failed: nothing was there, so there is no evidence.
@@ -46,12 +48,19 @@ pub(super) struct Watch {
     /// It was wanted when its newest exit was written down: for messages, or by an operator.
     had_work: bool,
     decisions: u64,
-    wake: Wake,
+    pub(super) wake: Wake,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hold {
+    pub(super) until: u64,
+    /// Said to an earlier supervisor, and not again since.
+    pub(super) is_of_the_past: bool,
 }
 
 /// What became of a request to wake or restart a session that was accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wake {
+pub(super) enum Wake {
     NotAsked,
     Owed,
     /// It was started, and is not ready yet.
@@ -71,8 +80,8 @@ impl Wake {
 
 /// No start before this.
 #[derive(Debug, Clone, Copy)]
-struct Pause {
-    over_at: u64,
+pub(super) struct Pause {
+    pub(super) over_at: u64,
     over_at_wall: Wall,
 }
 
@@ -87,6 +96,7 @@ impl Watch {
             phase: Phase::Asleep,
             generation: Generation::default(),
             active_at: 0,
+            clocks: Clocks::default(),
             holds: BTreeMap::new(),
             true_holds: BTreeMap::new(),
             queue: BTreeSet::new(),
@@ -105,17 +115,22 @@ impl Watch {
         let is_current = |instance: &InstanceId| {
             instance.generation == self.generation && self.phase.has_instance()
         };
+        if event.instance().is_some_and(is_current) {
+            self.clocks.hear(event, at);
+        }
         match event {
             Event::TurnProgressed { instance, turn, .. }
             | Event::TurnEnded { instance, turn, .. }
                 if is_current(instance) && self.turn == Some(*turn) =>
             {
                 self.active_at = at;
+                self.clocks.progresses(at);
             }
             Event::HoldTaken { instance, name, for_ms } if is_current(instance) => {
                 let lasts = (*for_ms).min(millis(limits::HOLD_SPAN_MAX));
                 self.active_at = at;
-                self.holds.insert(name.clone(), at + lasts);
+                self.clocks.progresses(at);
+                self.holds.insert(name.clone(), Hold { until: at + lasts, is_of_the_past: false });
             }
             Event::SessionRequested { what: SessionRequest::Wake, .. }
                 if self.phase == Phase::Awake =>
@@ -163,8 +178,9 @@ impl Checker {
         &mut self,
         step: &Step,
         agents: &BTreeMap<AgentName, AgentPolicy>,
-        _epoch: u64,
+        in_touch: &BTreeSet<SessionId>,
     ) -> Checked {
+        self.in_touch.clone_from(in_touch);
         if let Some(event) = &step.event
             && let Some(session) = event.session()
         {
@@ -173,6 +189,7 @@ impl Checker {
         for write in &step.effects.writes {
             self.entered(write, step, agents)?;
         }
+        self.note_wants(agents);
         Ok(())
     }
 
@@ -201,6 +218,7 @@ impl Checker {
                 let Some(watch) = self.watch_of(turn.message) else { return Ok(()) };
                 watch.turn = Some(*turn);
                 watch.active_at = step.at_ms;
+                watch.clocks.turn_begins(step.at_ms);
             }
             Write::ReturnDelivery { message, excused, .. } => {
                 let turn = self.watch_of(*message).and_then(|watch| watch.turn.take());
@@ -279,14 +297,19 @@ impl Checker {
         let at = step.at_ms;
         let id = &decision.session;
         let policy = agents.get(id.agent()).cloned().unwrap_or_default();
+        if decision.to == Phase::Starting && decision.from != Phase::Starting {
+            self.check_line(id)?;
+        }
+        let is_in_touch = self.in_touch.contains(id);
         let watch = self.watch(id);
+        watch.check_clock(decision, &policy, at)?;
         watch.decisions += 1;
         let phase = watch.phase;
         Invariant::Cause.check(decision.from == phase, || {
             format!("{id}: decided from {}, it was {phase}", decision.from)
         })?;
         match &decision.because {
-            Because::WasIdle { .. } => check_idle_stop(id, watch, &policy, at)?,
+            Because::WasIdle { .. } => check_idle_stop(id, watch, &policy, at, is_in_touch)?,
             Because::MessagesWait { .. } | Because::WakeWanted => check_start(decision, watch, at)?,
             Because::BackoffEnded => watch.ends_pause(id, at)?,
             Because::BecameReady { .. } => {
@@ -310,12 +333,15 @@ impl Checker {
             }
             Because::StartFailed { failures, restart_at, .. } => {
                 watch.never_started.insert(decision.generation);
-                watch.wake = Wake::NotAsked;
+                if decision.from == Phase::Starting {
+                    watch.wake = Wake::NotAsked;
+                }
                 check_failure(id, watch, step, true, *failures, *restart_at)?;
             }
             _other => {}
         }
         watch.phase = decision.to;
+        watch.set_clocks(decision, at);
         if !watch.phase.has_instance() {
             watch.holds.clear();
         }
@@ -337,6 +363,8 @@ impl Checker {
         let wall_clock_moved = std::mem::take(&mut self.wall_clock_moves) > 0;
         for watch in self.watches.values_mut() {
             watch.active_at = at;
+            watch.clocks = Clocks::begun(at);
+            watch.holds.values_mut().for_each(|hold| hold.is_of_the_past = true);
             if let Some(pause) = &mut watch.pause {
                 let left = wall.until(pause.over_at_wall).min(PAUSE_MAX);
                 pause.over_at = at + millis(left);
@@ -377,15 +405,25 @@ impl Checker {
     }
 }
 
-fn check_idle_stop(id: &SessionId, watch: &Watch, policy: &AgentPolicy, at: u64) -> Checked {
+fn check_idle_stop(
+    id: &SessionId,
+    watch: &Watch,
+    policy: &AgentPolicy,
+    at: u64,
+    is_in_touch: bool,
+) -> Checked {
     let broken = |what: String| Err(Invariant::NoIdleStopWithWork.broken(format!("{id}: {what}")));
     if !watch.queue.is_empty() || watch.turn.is_some() {
         return broken(format!("idle, and {:?} wait", watch.queue));
     }
     let is_true = |name: &str| watch.true_holds.get(name).is_some_and(|until| *until > at);
+    // What was said to an earlier supervisor may be lost on a connection that is broken unnoticed.
+    let is_excused = watch.clocks.knows_holds(at) && !is_in_touch;
+    let counts = |hold: &Hold| !hold.is_of_the_past || !is_excused;
     let mut holds = watch.holds.iter();
-    if let Some((name, until)) = holds.find(|hold| *hold.1 > at && is_true(hold.0)) {
-        return broken(format!("idle, and {name:?} holds it for {} ms more", until - at));
+    let holding = holds.find(|(name, hold)| hold.until > at && counts(hold) && is_true(name));
+    if let Some((name, hold)) = holding {
+        return broken(format!("idle, and {name:?} holds it for {} ms more", hold.until - at));
     }
     let idle_ms = at - watch.active_at;
     if idle_ms < millis(policy.stop_after) {

@@ -1,0 +1,210 @@
+//! The judge of clocks: no limit runs out unnoticed, none is called over before it is, and whoever
+//! waits longest is started first.
+//!
+//! Owner: `Checker`. Invariants: all times are true times, and every clock starts anew when the
+//! daemon does, because time without a daemon is not held against an agent.
+//! Absent: the idle stop and the pauses before a start (`checker::sessions`).
+
+use std::collections::BTreeMap;
+
+use dormouse_core::event::{AgentState, Event};
+use dormouse_core::id::{AgentName, SessionId};
+use dormouse_core::journal::{Because, Decision};
+use dormouse_core::limits;
+use dormouse_core::policy::AgentPolicy;
+use dormouse_core::session::phase::Phase;
+use dormouse_core::time::millis;
+
+use super::Checker;
+use super::sessions::{Wake, Watch};
+use crate::violation::{Checked, Invariant};
+
+/// Since when. What does not run is not looked at.
+#[derive(Debug, Default)]
+pub(super) struct Clocks {
+    started_at: u64,
+    turn_at: u64,
+    progress_at: u64,
+    drain_at: u64,
+    detached_at: Option<u64>,
+    /// Before this, a bridge that came back may not have said yet what holds its agent.
+    holds_known_at: u64,
+    /// Its place among those that want to be started.
+    wanted_since: Option<u64>,
+}
+
+impl Clocks {
+    /// Everything begins at `at`, and the bridge is not connected.
+    pub(super) fn begun(at: u64) -> Self {
+        Self {
+            started_at: at,
+            turn_at: at,
+            progress_at: at,
+            drain_at: at,
+            detached_at: Some(at),
+            holds_known_at: at,
+            wanted_since: None,
+        }
+    }
+
+    pub(super) fn turn_begins(&mut self, at: u64) {
+        (self.turn_at, self.progress_at) = (at, at);
+    }
+
+    /// What the bridge was known to hold before may be given up by now.
+    pub(super) fn knows_holds(&self, at: u64) -> bool {
+        self.detached_at.is_none() && at >= self.holds_known_at
+    }
+
+    pub(super) fn progresses(&mut self, at: u64) {
+        self.progress_at = at;
+    }
+
+    /// Of the live instance's bridge.
+    pub(super) fn hear(&mut self, event: &Event, at: u64) {
+        if let Event::BridgeAttached { agent, .. } = event {
+            self.detached_at = None;
+            self.holds_known_at = match agent {
+                AgentState::NotLaunched => at,
+                AgentState::Starting | AgentState::Ready => {
+                    at + millis(limits::HOLDS_RETOLD_WITHIN)
+                }
+            };
+        } else if let Event::BridgeDetached { .. } = event {
+            self.detached_at.get_or_insert(at);
+        }
+    }
+}
+
+impl Watch {
+    /// By what was said since the daemon came back.
+    fn is_held(&self, at: u64) -> bool {
+        self.holds.values().any(|hold| hold.until > at && !hold.is_of_the_past)
+    }
+
+    /// Its silence says nothing: it is held, or its bridge is or was away and could not tell.
+    fn may_be_silent(&self, at: u64) -> bool {
+        let clocks = &self.clocks;
+        self.is_held(at) || clocks.detached_at.is_some() || at < clocks.holds_known_at
+    }
+
+    /// The limits that have run out by `at`, each with its name.
+    fn run_out(&self, policy: &AgentPolicy, at: u64) -> Option<&'static str> {
+        let clocks = &self.clocks;
+        let is_over = |since: u64, limit| at >= since + millis(limit);
+        let is_unreachable =
+            clocks.detached_at.is_some_and(|since| is_over(since, policy.reattach_within));
+        let is_stuck = is_over(clocks.progress_at, policy.stuck_after) && !self.may_be_silent(at);
+        match self.phase {
+            Phase::Starting if is_over(clocks.started_at, policy.ready_within) => Some("ready"),
+            Phase::Awake | Phase::Draining if is_unreachable => Some("reattach"),
+            Phase::Awake if self.turn.is_some() && is_stuck => Some("stuck"),
+            Phase::Awake if self.turn.is_some() && is_over(clocks.turn_at, policy.turn_within) => {
+                Some("turn")
+            }
+            Phase::Awake if self.is_idle_for_good(policy, at) => Some("idle"),
+            Phase::Draining if is_over(clocks.drain_at, policy.drain_within) => Some("drain"),
+            Phase::Backoff if self.pause.is_none_or(|pause| at >= pause.over_at) => Some("pause"),
+            Phase::Asleep
+            | Phase::Starting
+            | Phase::Awake
+            | Phase::Draining
+            | Phase::Stopping
+            | Phase::Backoff => None,
+        }
+    }
+
+    fn is_idle_for_good(&self, policy: &AgentPolicy, at: u64) -> bool {
+        let idle_at = self.clocks.holds_known_at.max(self.active_at + millis(policy.stop_after));
+        let is_connected = self.clocks.detached_at.is_none();
+        is_connected && self.queue.is_empty() && !self.is_held(at) && at >= idle_at
+    }
+
+    /// A decision that rests on a clock rests on what the clock says.
+    pub(super) fn check_clock(
+        &self,
+        decision: &Decision,
+        policy: &AgentPolicy,
+        at: u64,
+    ) -> Checked {
+        let clocks = &self.clocks;
+        let (since, limit, is_excused) = match &decision.because {
+            Because::NotReadyInTime { .. } => (clocks.started_at, policy.ready_within, false),
+            Because::TurnStuck { .. } => {
+                (clocks.progress_at, policy.stuck_after, self.may_be_silent(at))
+            }
+            Because::TurnTooLong { .. } => (clocks.turn_at, policy.turn_within, false),
+            Because::DrainTimeUp { .. } => (clocks.drain_at, policy.drain_within, false),
+            Because::BridgeUnreachable { .. } => {
+                let since = clocks.detached_at.unwrap_or(at);
+                (since, policy.reattach_within, false)
+            }
+            _no_clock => return Ok(()),
+        };
+        let is_over = at >= since + millis(limit) && !is_excused;
+        Invariant::NoIdleStopWithWork.check(is_over, || {
+            format!("{}: {:?} after {} ms", decision.session, decision.because, at - since)
+        })
+    }
+
+    pub(super) fn set_clocks(&mut self, decision: &Decision, at: u64) {
+        if decision.from == decision.to {
+            return;
+        }
+        if decision.to == Phase::Starting {
+            self.clocks = Clocks::begun(at);
+        } else if decision.to == Phase::Draining {
+            self.clocks.drain_at = at;
+        }
+    }
+
+    fn wants_start(&self) -> bool {
+        self.phase == Phase::Asleep && (!self.queue.is_empty() || self.wake == Wake::Owed)
+    }
+}
+
+impl Checker {
+    /// After a step: who wants to be started since when.
+    pub(super) fn note_wants(&mut self, agents: &BTreeMap<AgentName, AgentPolicy>) {
+        self.steps += 1;
+        for (id, watch) in &mut self.watches {
+            let is_wanted = watch.wants_start() && agents.contains_key(id.agent());
+            let since = watch.clocks.wanted_since.unwrap_or(self.steps);
+            watch.clocks.wanted_since = is_wanted.then_some(since);
+        }
+    }
+
+    /// It is about to be started, and nobody has waited longer.
+    pub(super) fn check_line(&self, starting: &SessionId) -> Checked {
+        let own = self.watches.get(starting).and_then(|watch| watch.clocks.wanted_since);
+        let waited_longer = |(id, watch): &(&SessionId, &Watch)| {
+            let since = watch.clocks.wanted_since;
+            *id != starting && since.is_some_and(|since| own.is_none_or(|own| since < own))
+        };
+        let other = self.watches.iter().find(waited_longer).map(|other| other.0);
+        Invariant::BoundedRestarts
+            .check(other.is_none(), || format!("{starting} is started before {other:?}"))
+    }
+
+    /// The daemon has handled everything that there was at `at`: nothing is overdue.
+    pub(crate) fn check_overdue(
+        &self,
+        at: u64,
+        agents: &BTreeMap<AgentName, AgentPolicy>,
+    ) -> Checked {
+        let leftover = AgentPolicy::default();
+        for (id, watch) in &self.watches {
+            let policy = agents.get(id.agent()).unwrap_or(&leftover);
+            let overdue = watch.run_out(policy, at);
+            Invariant::Liveness.check(overdue.is_none(), || {
+                format!("{id}: its limit {overdue:?} has run out, and it is still {}", watch.phase)
+            })?;
+        }
+        let starting = self.watches.values().filter(|watch| watch.phase == Phase::Starting);
+        let has_room = starting.count() < self.node.starts_at_once;
+        let waiting = self.watches.iter().find(|watch| watch.1.clocks.wanted_since.is_some());
+        Invariant::Liveness.check(!has_room || waiting.is_none(), || {
+            format!("{:?} waits to be started while there is room", waiting.map(|one| one.0))
+        })
+    }
+}
