@@ -84,7 +84,8 @@ impl Drop for Model {
 fn daemon_with(openclaw: &Path, model: &Model) -> Daemon {
     let config = format!(
         "[agents.openclaw]\n\
-         command = [\"{openclaw}/bin/node\", \"{{examples}}/openclaw/gateway.mjs\", \"--port\", \"{{port}}\", \
+         command = [\"{openclaw}/bin/node\", \"{{examples}}/openclaw/gateway.mjs\", \
+                    \"--port\", \"{{port}}\", \
                     \"--openclaw\", \"{openclaw}/node_modules/openclaw\"]\n\
          idle = {{ stop_after = \"4s\" }}\n\
          start = {{ ready_within = \"2m\" }}\n\
