@@ -8,19 +8,21 @@
 //! Owner: `World`. Invariants: nothing but the store and the driver's list survives. An instance is
 //! called gone only if the store believed in it before the list was asked for, the list does not
 //! show it, and its bridge has not said hello since: each of the three is needed, or a living agent
-//! gets a twin. Absent: judgement; `checker` compares.
+//! gets a twin. An instance is called of the past by what the store says when the list arrives, not
+//! by what was expected when it was asked for, or what was just started is killed.
+//! Absent: judgement; `checker` compares.
 
 use std::collections::BTreeSet;
 
 use dormouse_core::command::{Effects, Write};
-use dormouse_core::id::{InstanceId, SessionId};
+use dormouse_core::id::InstanceId;
 use dormouse_core::policy::NodePolicy;
 use dormouse_core::supervisor::Supervisor;
 
 use crate::engine::{Batch, Input};
 use crate::fault::Fault;
 use crate::sabotage::Sabotage;
-use crate::violation::Checked;
+use crate::violation::{Checked, Invariant};
 use crate::world::{Action, World};
 
 /// Which writes a sabotaged commit leaves out.
@@ -150,28 +152,30 @@ impl World {
             return Ok(());
         }
         self.engine.is_listing = false;
-        for instance in std::mem::take(&mut self.engine.suspects) {
-            let hides = self.is_sabotaged(Sabotage::DriverHidesExits);
-            if !listed.contains(&instance) && !hides {
-                self.push_input(Input::Gone(instance));
+        let expected = std::mem::take(&mut self.engine.suspects);
+        for instance in expected.difference(listed) {
+            if !self.is_sabotaged(Sabotage::DriverHidesExits) {
+                self.push_input(Input::Gone(instance.clone()));
             }
         }
-        for instance in self.of_the_past(listed) {
-            self.kill(instance);
+        let kills_news = self.is_sabotaged(Sabotage::EngineKillsTheUnexpected);
+        for instance in listed.difference(&expected) {
+            let is_past = self.is_of_the_past(instance);
+            if is_past || kills_news {
+                Invariant::Cause.check(is_past, || format!("{instance} is killed, unasked"))?;
+                self.kill(instance.clone());
+            }
         }
         self.arm_engine();
         Ok(())
     }
 
-    fn of_the_past(&self, listed: &BTreeSet<InstanceId>) -> Vec<InstanceId> {
-        let is_past = |instance: &&InstanceId| {
-            let session: &SessionId = &instance.session;
-            let record = self.durable.sessions.get(session);
-            !record.is_some_and(|record| {
-                record.phase.has_instance() && record.generation == instance.generation
-            })
-        };
-        listed.iter().filter(is_past).cloned().collect()
+    /// What the daemon has started since it asked for the list is not of the past.
+    fn is_of_the_past(&self, instance: &InstanceId) -> bool {
+        let record = self.durable.sessions.get(&instance.session);
+        !record.is_some_and(|record| {
+            record.phase.has_instance() && record.generation == instance.generation
+        })
     }
 
     /// For a sabotaged store: what this commit is going to lose.

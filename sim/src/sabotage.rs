@@ -42,6 +42,8 @@ pub(crate) enum Sabotage {
     EngineAnswersTwice,
     /// What an older list did not show is called gone, although its bridge has said hello since.
     EngineBelievesTheList,
+    /// What was started between the rebuild and the list is killed, because nobody expected it.
+    EngineKillsTheUnexpected,
     /// An instance is reported as gone while it runs.
     DriverReportsTheLiving,
     /// Two bridges per start, and both execute their agent.
@@ -79,6 +81,7 @@ impl Sabotage {
         (Sabotage::EngineSleepsThrough, &[Invariant::Liveness]),
         (Sabotage::EngineAnswersTwice, &[Invariant::HonestAnswer]),
         (Sabotage::EngineBelievesTheList, &[Invariant::OneLiveInstance]),
+        (Sabotage::EngineKillsTheUnexpected, &[Invariant::Cause]),
         (Sabotage::DriverReportsTheLiving, &[Invariant::OneLiveInstance]),
         (Sabotage::DriverStartsTwo, &[Invariant::OneLiveInstance]),
         (Sabotage::DriverHidesExits, &[Invariant::Liveness]),
