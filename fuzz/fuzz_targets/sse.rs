@@ -7,9 +7,7 @@ use libfuzzer_sys::fuzz_target;
 
 const BYTES_MAX: usize = 64;
 
-fn events<'a>(
-    pieces: impl Iterator<Item = &'a [u8]>,
-) -> (Vec<SseEvent>, Result<(), SseOverlong>) {
+fn events<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<SseEvent>, Result<(), SseOverlong>) {
     let mut parser = SseParser::new(BYTES_MAX);
     let mut events = Vec::new();
     for piece in pieces {
