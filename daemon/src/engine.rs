@@ -158,7 +158,8 @@ impl Engine {
                 events.push(event);
             }
             let ends = requests.iter().any(|request| matches!(request, Request::End));
-            self.batch(std::mem::take(&mut events), std::mem::take(&mut requests), deadline)?;
+            let is_due = self.clock.is_due(deadline);
+            self.batch(std::mem::take(&mut events), std::mem::take(&mut requests), is_due)?;
             self.keep_house()?;
             if ends {
                 return Ok(());
@@ -170,11 +171,11 @@ impl Engine {
         &mut self,
         events: Vec<Event>,
         requests: Vec<Request>,
-        deadline: Option<Monotonic>,
+        is_due: bool,
     ) -> Result<(), EngineError> {
         let now = self.clock.now();
         let mut pending = Pending::default();
-        match self.handle_all(now, events, requests, deadline, &mut pending) {
+        match self.handle_all(now, events, requests, is_due, &mut pending) {
             Ok(()) => {
                 self.release(pending);
                 Ok(())
@@ -213,7 +214,7 @@ impl Engine {
         now: Now,
         events: Vec<Event>,
         requests: Vec<Request>,
-        deadline: Option<Monotonic>,
+        is_due: bool,
         pending: &mut Pending,
     ) -> Result<(), EngineError> {
         let has_room = requests.is_empty() || self.has_room();
@@ -232,7 +233,7 @@ impl Engine {
         for request in requests {
             step.request(request, has_room)?;
         }
-        if deadline.is_some_and(|at| at <= now.monotonic) {
+        if is_due {
             step.handle(Event::DeadlinePassed)?;
         }
         self.metrics.time_commit(|| batch.commit()).map_err(EngineError::Commit)

@@ -44,7 +44,7 @@ const CHAOS_SECONDS: (&str, &str) = ("DORMOUSE_CHAOS_SECONDS", "30");
 /// Integration tests with this prefix need what `cargo xtask provision` brings by npm.
 const OPENCLAW_PREFIX: &str = "e2e_openclaw";
 
-const PYTHON_TESTS: &str = "examples/python";
+const PYTHON_TESTS: [&str; 2] = ["examples/python", "examples/openclaw"];
 const FUZZ_SECONDS_PER_TARGET: u64 = 15;
 
 const LIMIT_CHECK: Duration = Duration::from_secs(900);
@@ -95,7 +95,7 @@ pub(super) const STEPS: &[Step] = &[
     },
     Step {
         name: "python",
-        purpose: "the Python example's own tests",
+        purpose: "the examples' own tests",
         remedy: "python3 -m unittest discover examples/python",
         run: run_python_tests,
     },
@@ -218,9 +218,13 @@ fn run_doc_tests(tally: &mut Tally) -> Result<(), StepError> {
 }
 
 fn run_python_tests(tally: &mut Tally) -> Result<(), StepError> {
-    let arguments = ["-m", "unittest", "discover", PYTHON_TESTS];
-    let command = CommandLine::new("python3", &arguments, root());
-    count(&command.env("PYTHONDONTWRITEBYTECODE", "1"), Runner::Unittest, Least::One, tally)
+    for folder in PYTHON_TESTS {
+        let arguments = ["-m", "unittest", "discover", folder];
+        let command = CommandLine::new("python3", &arguments, root());
+        let command = command.env("PYTHONDONTWRITEBYTECODE", "1");
+        count(&command, Runner::Unittest, Least::One, tally)?;
+    }
+    Ok(())
 }
 
 fn run_simulator(tally: &mut Tally) -> Result<(), StepError> {
