@@ -129,7 +129,7 @@ impl BareAgent {
     }
 
     /// Sends a turn, and gives what the agent tells and how long the first piece took to come.
-    pub(super) fn turn(&mut self, text: &str) -> Result<(Told, u64), BenchError> {
+    pub(super) fn turn(&mut self, text: &str) -> Result<(Told, u64, u64), BenchError> {
         self.turns += 1;
         let turn = format!("msg_bare{}.1", self.turns);
         let frame = json!({"turn": turn, "session": "a/b", "text": text, "attempt": 1});
@@ -143,7 +143,7 @@ impl BareAgent {
         let told = Told::parse(delta["delta"].as_str().unwrap_or(&first))?;
         let last: serde_json::Value = serde_json::from_str(&self.read_line()?)?;
         match last["done"].as_str() {
-            Some(_) => Ok((told, took)),
+            Some(_) => Ok((told, begun_at, took)),
             None => Err(BenchError::Agent { said: last.to_string() }),
         }
     }
@@ -181,8 +181,8 @@ mod tests {
         for program in &agents {
             let before = monotonic_nanos();
             let mut agent = BareAgent::start(program).expect("it can run");
-            let (first, took) = agent.turn("hello").expect("it answers");
-            let (second, _) = agent.turn("again").expect("it answers again");
+            let (first, _, took) = agent.turn("hello").expect("it answers");
+            let (second, _, _) = agent.turn("again").expect("it answers again");
             assert!(before < first.began_at && first.began_at < first.read_at, "{first:?}");
             assert!(first.read_at < second.read_at && second.began_at == first.began_at);
             assert!(agent.ready_after_nanos > 0 && took > 0);

@@ -59,7 +59,7 @@ fn bare(program: &AgentProgram) -> Result<u64, BenchError> {
     let killed_at = monotonic_nanos();
     first.kill()?;
     let mut second = BareAgent::start(program)?;
-    let (told, _) = second.turn("second")?;
+    let (told, _, _) = second.turn("second")?;
     second.kill()?;
     Ok(told.began_at - killed_at)
 }

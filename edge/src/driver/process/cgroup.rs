@@ -9,6 +9,7 @@
 //! read back here; what is removed or emptied has the name of its instance and lies in this
 //! deployment's folder. Absent: counters as evidence, but for bridges that are lost; which limit.
 
+mod early_wait;
 mod mounts;
 mod v1;
 mod v2;
@@ -112,6 +113,9 @@ impl Cgroups {
             Groups::V1(bases) => bases.make(&self.folder_name, name, limits),
             Groups::V2(base) => base.make(&self.folder_name, name, limits).map(Some),
         };
+        if let (Ok(Some(_)), Some(folder)) = (&made, self.deployment_folders().first()) {
+            folder.parent().into_iter().for_each(early_wait::begin);
+        }
         made.inspect_err(|_| {
             for half_made in self.deployment_folders().iter().map(|folder| folder.join(name)) {
                 if let Err(error) = remove_tree(&half_made, NESTING_MAX) {
