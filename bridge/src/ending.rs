@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use dormouse_core::diagnosis::facts;
 use dormouse_core::event::TurnOutcome;
 use dormouse_core::evidence::{AskedBy, End, Evidence};
 use dormouse_core::time::millis;
@@ -367,6 +368,7 @@ impl Instance {
         let end = end.expect("the agent's own end is seen before the end of all children");
         let started_at = self.process.as_ref().map(|process| process.started_at);
         let started_at = started_at.or(self.launched_at);
+        let log_tail = self.log.tail();
         Evidence {
             end,
             asked_by: self.stop.as_ref().map(|stop| stop.asked_by),
@@ -375,7 +377,10 @@ impl Instance {
             oom_kills: counters.oom_kills_since(&self.counters_at_launch),
             memory_peak_bytes: counters.memory_peak_bytes,
             memory_limit_bytes: counters.memory_limit_bytes,
-            log_tail: self.log.tail(),
+            oom_victim: None,
+            pids_refused: None,
+            first_error: facts::first_error_line(&log_tail).map(str::to_owned),
+            log_tail,
         }
     }
 }

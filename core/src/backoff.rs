@@ -23,6 +23,11 @@ pub fn pause_after(failures: u32, session: &SessionId) -> Duration {
     };
     let longest_repeats = 8; // FACTOR^8 seconds is far beyond LONGEST, and far from overflow
     let pause = (FIRST * FACTOR.pow(repeats.min(longest_repeats))).min(LONGEST);
+    jittered(pause, failures, session)
+}
+
+/// Longer by a part of itself that depends on the session and the count alone.
+pub(crate) fn jittered(pause: Duration, failures: u32, session: &SessionId) -> Duration {
     let percent = hash(session.as_str(), failures) % (JITTER_PERCENT + 1);
     pause + pause.mul_f64(percent as f64 / 100.0)
 }

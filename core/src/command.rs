@@ -80,7 +80,7 @@ pub enum Write {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Driver: execute a bridge for this instance, unless it exists.
-    StartInstance { instance: InstanceId },
+    StartInstance { instance: InstanceId, memory_limit_bytes: Option<u64> },
     /// Bridge: welcome, and with `launch` execute the agent. `turn` is what the daemon knows to be
     /// in flight.
     AdmitBridge { instance: InstanceId, boot: BootId, launch: bool },
@@ -231,7 +231,7 @@ impl Effects {
     /// The session that a command is for; every command is for one instance.
     pub fn session_of(command: &Command) -> &SessionId {
         let instance = match command {
-            Command::StartInstance { instance }
+            Command::StartInstance { instance, .. }
             | Command::AdmitBridge { instance, .. }
             | Command::RefuseBridge { instance, .. }
             | Command::DeliverTurn { instance, .. }

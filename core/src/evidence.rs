@@ -38,6 +38,16 @@ pub enum AskedBy {
     Driver,
 }
 
+/// Whom an out-of-memory kill of the group hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OomVictim {
+    /// The newest kill was counted at the agent's own end by SIGKILL, and not before.
+    Main,
+    /// Every kill was counted while the agent's own process lived, or it returned a code itself.
+    Child,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
     pub end: End,
@@ -49,8 +59,17 @@ pub struct Evidence {
     pub uptime_ms: Option<u64>,
     /// Out-of-memory kills that the kernel counted in the instance's control group during its life.
     pub oom_kills: Option<u64>,
+    /// Whom those kills hit, where it was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_victim: Option<OomVictim>,
+    /// How often the kernel refused a new process or thread for the group's limit on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids_refused: Option<u64>,
     pub memory_peak_bytes: Option<u64>,
     pub memory_limit_bytes: Option<u64>,
+    /// The first line of the tail that looks like an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_error: Option<String>,
     /// The last lines of the agent's log, at most `limits::LOG_TAIL_BYTES_MAX` bytes.
     #[serde(default)]
     pub log_tail: String,
@@ -65,8 +84,11 @@ impl Evidence {
             grace_ran_out: false,
             uptime_ms: None,
             oom_kills: None,
+            oom_victim: None,
+            pids_refused: None,
             memory_peak_bytes: None,
             memory_limit_bytes: None,
+            first_error: None,
             log_tail: String::new(),
         }
     }

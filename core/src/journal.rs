@@ -120,6 +120,20 @@ pub enum Because {
         restart_at: Option<Wall>,
     },
     BackoffEnded,
+    /// After a death that is proved to be for want of memory.
+    MemoryRaised {
+        from_bytes: u64,
+        to_bytes: u64,
+        cause: Cause,
+    },
+    /// It would have to be raised, and may not be.
+    MemoryAtCeiling {
+        limit_bytes: u64,
+    },
+    MemoryLowered {
+        from_bytes: u64,
+        to_bytes: u64,
+    },
     /// The daemon came back and found the session like this.
     Recovered {
         waiting: usize,
@@ -180,6 +194,15 @@ fn two_units(small: u128, per_large: u128, large_name: &str, small_name: &str) -
 
 fn span(ms: u64) -> String {
     human_span(Duration::from_millis(ms))
+}
+
+/// "512 MiB".
+pub(crate) fn mebibytes(bytes: u64) -> String {
+    if bytes.is_multiple_of(1 << 20) {
+        format!("{} MiB", bytes >> 20)
+    } else {
+        format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+    }
 }
 
 /// "1 message", "2 messages".
@@ -253,6 +276,18 @@ impl fmt::Display for Because {
                 restart(f, *failures, restart_at.is_some())
             }
             Because::BackoffEnded => f.write_str("the pause before the next start is over"),
+            Because::MemoryRaised { from_bytes, to_bytes, cause } => {
+                let (from, to) = (mebibytes(*from_bytes), mebibytes(*to_bytes));
+                write!(f, "its memory limit goes from {from} to {to} for the next start [{cause}]")
+            }
+            Because::MemoryAtCeiling { limit_bytes } => {
+                let limit = mebibytes(*limit_bytes);
+                write!(f, "it needs more memory, and {limit} is the most that it may have")
+            }
+            Because::MemoryLowered { from_bytes, to_bytes } => {
+                let (from, to) = (mebibytes(*from_bytes), mebibytes(*to_bytes));
+                write!(f, "less was enough for long: its memory limit goes from {from} to {to}")
+            }
             Because::Recovered { waiting } => {
                 let messages = count(*waiting as u64, "message", "messages");
                 write!(f, "the daemon came back and found {messages} waiting")

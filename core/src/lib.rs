@@ -2,8 +2,8 @@
 //!
 //! Read in this order: `supervisor` (all sessions, admission, next deadline) → `session` (one
 //! session; one file per verb beneath it) → `event` and `command` (what comes in, what goes out) →
-//! the pure policies (`queue`, `hold`, `watchdog`, `backoff`) → the vocabulary (`id`, `time`,
-//! `cause`, `evidence`, `record`, `journal`, `limits`, `policy`).
+//! the pure policies (`queue`, `hold`, `watchdog`, `backoff`, `breaker`, `sizing`, `diagnosis`) → the
+//! vocabulary (`id`, `time`, `cause`, `evidence`, `record`, `journal`, `limits`, `policy`).
 //!
 //! Owner: one loop (`daemon::engine`, or `sim::world`) owns the one `Supervisor` and calls it
 //! synchronously.
@@ -14,8 +14,10 @@
 #![deny(clippy::wildcard_enum_match_arm)] // a new event or phase must be met in every table
 
 pub mod backoff;
+pub mod breaker;
 pub mod cause;
 pub mod command;
+pub mod diagnosis;
 pub mod event;
 pub mod evidence;
 pub mod hold;
@@ -26,6 +28,7 @@ pub mod policy;
 pub mod queue;
 pub mod record;
 pub mod session;
+pub mod sizing;
 pub mod supervisor;
 pub mod time;
 pub mod watchdog;

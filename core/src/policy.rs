@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
+use crate::breaker::BreakerPolicy;
 use crate::limits;
+use crate::sizing::MemoryPolicy;
 
 /// Whether a turn whose outcome is unknown may be run again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,10 @@ pub struct AgentPolicy {
     pub stop_grace: Duration,
     /// How long an instance may be without a connected bridge.
     pub reattach_within: Duration,
+    pub breaker: BreakerPolicy,
+    pub memory: MemoryPolicy,
+    /// The agent's runtime has a heap limit that follows the memory limit.
+    pub heap_follows: bool,
 }
 
 impl Default for AgentPolicy {
@@ -49,6 +55,9 @@ impl Default for AgentPolicy {
             drain_within: Duration::from_secs(5 * 60),
             stop_grace: Duration::from_secs(10),
             reattach_within: Duration::from_secs(60),
+            breaker: BreakerPolicy::default(),
+            memory: MemoryPolicy::default(),
+            heap_follows: false,
         }
     }
 }
@@ -60,6 +69,8 @@ pub struct NodePolicy {
     pub starts_at_once: usize,
     pub queue_messages_max: usize,
     pub queue_bytes_max: u64,
+    /// The most memory that one agent may learn to use on this machine, where that is known.
+    pub memory_max_bytes: Option<u64>,
 }
 
 impl Default for NodePolicy {
@@ -68,6 +79,7 @@ impl Default for NodePolicy {
             starts_at_once: 4,
             queue_messages_max: limits::QUEUE_MESSAGES_MAX,
             queue_bytes_max: limits::QUEUE_BYTES_MAX,
+            memory_max_bytes: None,
         }
     }
 }

@@ -7,9 +7,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cause::Cause;
+use crate::diagnosis::Diagnosis;
 use crate::evidence::Evidence;
 use crate::id::{Generation, MessageId, SessionId, Subject};
 use crate::session::phase::Phase;
+use crate::sizing::LearnedMemory;
 use crate::time::Wall;
 
 /// A session's row. A sleeping session is this and nothing in memory.
@@ -23,7 +25,7 @@ pub struct SessionRecord {
     pub generation: Generation,
     /// Failed lives in a row, since the last answer.
     pub failures: u32,
-    /// In `Phase::Backoff`: when the next start is due.
+    /// In `Phase::Backoff` and `Phase::Tripped`: when the next start is due.
     pub backoff_until: Option<Wall>,
     /// Why the live instance is being stopped, in `Phase::Draining` and `Phase::Stopping`.
     pub stop: Option<StopReason>,
@@ -33,6 +35,9 @@ pub struct SessionRecord {
     pub start_took_ms: Option<u64>,
     /// Why the newest of those `failures` failed.
     pub last_failure: Option<Cause>,
+    /// What it has learned of its memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<LearnedMemory>,
 }
 
 /// Why an instance is asked to end.
@@ -130,4 +135,21 @@ pub struct ExitRecord {
     pub cause: Option<Cause>,
     pub message_in_flight: Option<MessageId>,
     pub evidence: Evidence,
+    pub circumstances: Circumstances,
+    pub diagnosis: Diagnosis,
+}
+
+/// What the daemon, and not the bridge, knew of an end.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Circumstances {
+    /// Why it was being stopped, if it was.
+    pub stop: Option<StopReason>,
+    /// The attempt of the message in flight.
+    pub attempt: Option<u32>,
+    /// From the start order to ready. `None`: it never was.
+    pub ready_after_ms: Option<u64>,
+    /// From the last sign of activity to the end.
+    pub silent_ms: u64,
+    /// From the start order to the end.
+    pub lived_ms: u64,
 }

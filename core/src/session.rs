@@ -18,6 +18,8 @@ mod turn;
 
 use std::time::Duration;
 
+use crate::backoff;
+use crate::breaker;
 use crate::cause::Cause;
 use crate::command::{Effects, Write};
 use crate::event::Event;
@@ -28,6 +30,7 @@ use crate::limits;
 use crate::policy::{AgentPolicy, NodePolicy};
 use crate::queue::Queue;
 use crate::record::{SessionRecord, StopReason, StoredSession};
+use crate::sizing::{self, LearnedMemory};
 use crate::time::{Monotonic, Now, Wall, millis};
 use crate::watchdog::{ProgressClock, ProgressLimits};
 use phase::Phase;
@@ -44,6 +47,7 @@ pub struct Session {
     backoff: Option<Due>,
     wake_wanted: bool,
     start_took: Option<Duration>,
+    memory: Option<LearnedMemory>,
     queue: Queue,
     /// When the head, after a failed attempt, may be tried again.
     retry: Option<Monotonic>,
@@ -59,6 +63,8 @@ pub struct Session {
 struct Due {
     at: Monotonic,
     at_wall: Wall,
+    /// The breaker is open: one start, to see.
+    is_probe: bool,
 }
 
 /// One life of the agent, as far as the daemon knows.
@@ -127,6 +133,7 @@ impl Session {
             backoff: None,
             wake_wanted: false,
             start_took: None,
+            memory: None,
             queue: Queue::default(),
             retry: None,
             instance: None,
@@ -140,9 +147,12 @@ impl Session {
     pub(crate) fn restored(stored: StoredSession, now: Now) -> Self {
         let record = stored.record;
         let queue = Queue::restored(stored.deliveries);
+        let is_probe = record.phase == Phase::Tripped;
+        let longest = if is_probe { breaker::LONGEST } else { backoff::LONGEST };
         let due = |at_wall: Wall| Due {
-            at: now.monotonic + now.wall.until(at_wall).min(crate::backoff::LONGEST),
+            at: now.monotonic + now.wall.until(at_wall).min(longest),
             at_wall,
+            is_probe,
         };
         let retry = queue.head().and_then(|head| head.not_before).map(|at| due(at).at);
         let instance =
@@ -158,6 +168,7 @@ impl Session {
             backoff: record.backoff_until.map(due),
             wake_wanted: record.wake_wanted,
             start_took: record.start_took_ms.map(Duration::from_millis),
+            memory: record.memory,
             queue,
             retry,
             instance,
@@ -186,6 +197,11 @@ impl Session {
 
     pub fn queue(&self) -> &Queue {
         &self.queue
+    }
+
+    /// What the next start may use.
+    fn memory_limit(&self, ctx: &Context<'_>) -> Option<u64> {
+        sizing::limit(ctx.policy.memory, self.memory, ctx.node.memory_max_bytes)
     }
 
     pub fn start_took(&self) -> Option<Duration> {
@@ -233,7 +249,9 @@ impl Session {
             Event::InstanceStarted { instance: _ } => match self.phase {
                 // The bridge's own hello is what counts; this only says that it was executed.
                 Phase::Starting | Phase::Awake | Phase::Draining | Phase::Stopping => {}
-                Phase::Asleep | Phase::Backoff => unreachable!("{} passed the fence", self.id),
+                Phase::Asleep | Phase::Backoff | Phase::Tripped => {
+                    unreachable!("{} passed the fence", self.id)
+                }
             },
             Event::InstanceStartFailed { instance: _, error } => self.start_failed(error, ctx),
             Event::BridgeAttached { instance: _, boot, agent, held } => {
@@ -244,7 +262,9 @@ impl Session {
                 Phase::Starting => self.became_ready(ctx),
                 // Repeated after a reconnect, or too late to matter.
                 Phase::Awake | Phase::Draining | Phase::Stopping => {}
-                Phase::Asleep | Phase::Backoff => unreachable!("{} passed the fence", self.id),
+                Phase::Asleep | Phase::Backoff | Phase::Tripped => {
+                    unreachable!("{} passed the fence", self.id)
+                }
             },
             Event::TurnProgressed { instance: _, turn, offset, text } => {
                 self.turn_progressed(turn, offset, text, ctx);
@@ -267,7 +287,7 @@ impl Session {
             Phase::Awake => self.awake_deadline(ctx),
             Phase::Draining => self.drain_deadline(ctx),
             Phase::Stopping => self.stop_deadline(ctx),
-            Phase::Backoff => self.backoff_deadline(ctx),
+            Phase::Backoff | Phase::Tripped => self.backoff_deadline(ctx),
         }
     }
 
@@ -299,7 +319,7 @@ impl Session {
                 earliest(Some(since + policy.drain_within), unreachable_at())
             }
             Phase::Stopping => Some(self.instance().stop.expect("stopping has a reason").kill_at),
-            Phase::Backoff => Some(self.backoff.expect("backoff has an end").at),
+            Phase::Backoff | Phase::Tripped => Some(self.backoff.expect("backoff has an end").at),
         }
     }
 
@@ -366,13 +386,22 @@ impl Session {
             wake_wanted: self.wake_wanted,
             start_took_ms: self.start_took.map(millis),
             last_failure: self.last_failure,
+            memory: self.memory,
         }
     }
 
     fn check(&self) {
         let (id, phase) = (&self.id, self.phase);
         assert_eq!(self.instance.is_some(), phase.has_instance(), "{id}: instance in {phase}");
-        assert_eq!(self.backoff.is_some(), phase == Phase::Backoff, "{id}: backoff in {phase}");
+        let is_probe = self.backoff.map(|due| due.is_probe);
+        let expected = match phase {
+            Phase::Backoff => Some(false),
+            Phase::Tripped => Some(true),
+            Phase::Asleep | Phase::Starting | Phase::Awake | Phase::Draining | Phase::Stopping => {
+                None
+            }
+        };
+        assert_eq!(is_probe, expected, "{id}: the next start in {phase}");
         assert_eq!(self.turn(), self.queue.leased().map(|lease| lease.0), "{id}: turn and lease");
         if let Some((turn, generation)) = self.queue.leased() {
             assert_eq!(
@@ -417,9 +446,12 @@ impl Instance {
                 let reason = record.stop.expect("a session is stopped for a reason");
                 Some(Stop { reason, kill_at: now + limits::KILL_REPEAT_AFTER })
             }
-            Phase::Asleep | Phase::Starting | Phase::Awake | Phase::Draining | Phase::Backoff => {
-                None
-            }
+            Phase::Asleep
+            | Phase::Starting
+            | Phase::Awake
+            | Phase::Draining
+            | Phase::Backoff
+            | Phase::Tripped => None,
         };
         Self {
             ready_at: is_ready.then_some(now),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use dormouse_core::cause::Cause;
 use dormouse_core::command::{Command, Effects};
 use dormouse_core::event::{AgentState, Event, SessionRequest, Submission, TurnOutcome};
-use dormouse_core::evidence::{AskedBy, End, Evidence};
+use dormouse_core::evidence::{AskedBy, End, Evidence, OomVictim};
 use dormouse_core::id::{
     AgentName, BootId, Generation, InstanceId, MessageId, RequestId, SessionId, TurnId,
 };
@@ -156,9 +156,11 @@ fn evidence() -> impl Strategy<Value = Evidence> {
         Some(AskedBy::Driver),
     ];
     let kills = prop::option::of(0u64..2);
-    (prop::sample::select(ends), prop::sample::select(askers), kills).prop_map(
-        |(end, asked_by, oom_kills)| Evidence { asked_by, oom_kills, ..Evidence::bare(end) },
-    )
+    let victims = vec![None, Some(OomVictim::Main), Some(OomVictim::Child)];
+    let who = (prop::sample::select(askers), prop::sample::select(victims));
+    (prop::sample::select(ends), who, kills).prop_map(|(end, (asked_by, oom_victim), oom_kills)| {
+        Evidence { asked_by, oom_kills, oom_victim, ..Evidence::bare(end) }
+    })
 }
 
 struct World {
@@ -434,7 +436,7 @@ impl World {
     fn heal_session(&mut self, session: usize) {
         let phase = self.supervisor.session(&id(session)).map(|session| session.phase());
         let whats = match phase {
-            None | Some(Phase::Asleep | Phase::Backoff) => vec![],
+            None | Some(Phase::Asleep | Phase::Backoff | Phase::Tripped) => vec![],
             Some(Phase::Starting | Phase::Awake | Phase::Draining) => {
                 let agent = AgentState::Ready;
                 let text = "healed".to_owned();

@@ -71,6 +71,13 @@ fn situations(phase: Phase) -> Vec<Situation> {
             let fails = [attached(AgentState::NotLaunched), exited()];
             vec![situation("backoff", &[&[submitted()], &fails, &fails])]
         }
+        Phase::Tripped => {
+            let fails = [attached(AgentState::NotLaunched), exited()];
+            let wake = [request(SessionRequest::Wake)];
+            let again: [&[Event]; 9] =
+                [&[submitted()], &fails, &fails, &wake, &fails, &wake, &fails, &wake, &fails];
+            vec![situation("tripped", &again)]
+        }
     }
 }
 

@@ -12,9 +12,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dormouse_core::breaker::{BreakerPolicy, WINDOW_MIN};
 use dormouse_core::id::AgentName;
 use dormouse_core::limits;
 use dormouse_core::policy::{AgentPolicy, NodePolicy, RetrySafety};
+use dormouse_core::sizing::MemoryPolicy;
 use dormouse_edge::driver::fake::FakeScript;
 use serde::Deserialize;
 use units::{Size, Span};
@@ -60,7 +62,6 @@ pub(crate) struct Agent {
     pub(crate) driver: DriverKind,
     pub(crate) command: Vec<String>,
     pub(crate) adapter: AdapterSetting,
-    pub(crate) memory_limit_bytes: Option<u64>,
     pub(crate) pids_limit: Option<u64>,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) secrets: Vec<String>,
@@ -186,6 +187,7 @@ struct AgentTable {
     command: Vec<String>,
     adapter: Option<AdapterSetting>,
     memory: Option<Size>,
+    memory_ceiling: Option<Size>,
     pids: Option<u64>,
     #[serde(default)]
     idle: IdleTable,
@@ -195,6 +197,8 @@ struct AgentTable {
     turn: TurnTable,
     #[serde(default)]
     stop: StopTable,
+    #[serde(default)]
+    restart: RestartTable,
     #[serde(default)]
     env: BTreeMap<String, String>,
     #[serde(default)]
@@ -230,6 +234,13 @@ struct TurnTable {
 enum Retry {
     Safe,
     Ask,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RestartTable {
+    window: Option<Span>,
+    intensity: Option<u32>,
 }
 
 #[derive(Debug, Deserialize, Default)]
@@ -310,6 +321,7 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), Co
             starts_at_once: file.node.starts_at_once,
             queue_messages_max: file.limits.queue_messages,
             queue_bytes_max: file.limits.queue_size.0,
+            memory_max_bytes: None,
         },
         orphan_limit: file.node.orphan_limit.0,
         refuse_without_cgroup: file.node.when_no_cgroup == WhenNoCgroup::Refuse,
@@ -376,9 +388,6 @@ fn agent_of(table: AgentTable) -> Result<Agent, Problem> {
             "must start with http:// (the agent runs beside its bridge)",
         ));
     }
-    if table.memory.is_some_and(|size| size.0 < 4 << 20) {
-        return Err(problem("memory", "is too small for any program: at least 4MiB"));
-    }
     if table.pids == Some(0) {
         return Err(problem("pids", "must be at least 1"));
     }
@@ -389,17 +398,53 @@ fn agent_of(table: AgentTable) -> Result<Agent, Problem> {
             return Err(problem("env and secrets", words));
         }
     }
-    let policy = policy_of(table.idle, table.start, table.turn, table.stop)?;
+    let mut policy = policy_of(table.idle, table.start, table.turn, table.stop)?;
+    policy.memory = memory_of(table.memory, table.memory_ceiling)?;
+    policy.breaker = breaker_of(&table.restart)?;
     Ok(Agent {
         driver: table.driver,
         command: table.command,
         adapter,
-        memory_limit_bytes: table.memory.map(|size| size.0),
         pids_limit: table.pids,
         env: table.env,
         secrets: table.secrets,
         policy,
     })
+}
+
+fn memory_of(first: Option<Size>, ceiling: Option<Size>) -> Result<MemoryPolicy, Problem> {
+    match (&first, &ceiling) {
+        (Some(first), _) if first.0 < 4 << 20 => {
+            return Err(problem("memory", "is too small for any program: at least 4MiB"));
+        }
+        (Some(first), Some(ceiling)) if ceiling.0 < first.0 => {
+            return Err(problem("memory_ceiling", "must be at least as much as memory"));
+        }
+        (None, Some(_)) => {
+            let words = "needs memory beside it: the limit to begin with";
+            return Err(problem("memory_ceiling", words));
+        }
+        (Some(_) | None, _) => {}
+    }
+    Ok(MemoryPolicy {
+        first_bytes: first.map(|size| size.0),
+        ceiling_bytes: ceiling.map(|size| size.0),
+    })
+}
+
+fn breaker_of(table: &RestartTable) -> Result<BreakerPolicy, Problem> {
+    let standard = BreakerPolicy::default();
+    let policy = BreakerPolicy {
+        window: table.window.as_ref().map_or(standard.window, |span| span.0),
+        intensity: table.intensity.unwrap_or(standard.intensity),
+    };
+    if policy.window < WINDOW_MIN {
+        return Err(problem("restart.window", "must be at least 10m"));
+    }
+    if policy.intensity == 0 {
+        return Err(problem("restart.intensity", "must be at least 1"));
+    }
+    Ok(policy)
 }
 
 fn policy_of(
@@ -423,6 +468,7 @@ fn policy_of(
         drain_within: or(stop.drain_within, standard.drain_within),
         stop_grace: or(stop.grace, standard.stop_grace),
         reattach_within: standard.reattach_within,
+        ..standard
     };
     let positive = [
         ("idle.stop_after", policy.stop_after),

@@ -175,7 +175,7 @@ fn a_fake_agent_plays_its_script_from_the_config() {
     assert_eq!((&dead["state"], &dead["attempts"]), (&json!("dead"), &json!(3)));
     assert_eq!(dead["cause"], "attempts_exhausted");
     let exits = client.why("fake/a");
-    assert_eq!(exits["last_exit"]["cause"], "agent_exited", "{exits}");
+    assert_eq!(exits["last_exit"]["cause"], "app_exit", "{exits}");
 }
 
 #[test]

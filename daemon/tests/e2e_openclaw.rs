@@ -152,7 +152,7 @@ fn openclaw_that_is_killed_in_the_middle_of_a_reply_answers_in_its_next_life() {
     assert_eq!((&message["state"], &message["attempts"]), (&json!("answered"), &json!(2)));
     let reply = message["reply"].as_str().expect("it was answered");
     assert!(reply.starts_with("You said:") && reply.contains("takes its time"), "{reply}");
-    assert_eq!(client.why("openclaw/ann")["last_exit"]["cause"], "agent_killed");
+    assert_eq!(client.why("openclaw/ann")["last_exit"]["cause"], "killed_outside");
 }
 
 /// What the official client is told to do; it prints what it saw.

@@ -143,7 +143,7 @@ fn a_killed_agent_is_told_apart_from_one_that_ended_and_its_message_is_tried_aga
     daemon.touch("go");
     assert_eq!(client.reply(&id), "waited");
     let exit = &client.why("scripted/a")["last_exit"];
-    assert_eq!(exit["cause"], "agent_killed");
+    assert_eq!(exit["cause"], "killed_outside");
     assert_eq!(exit["evidence"]["end"], json!({ "how": "signaled", "signal": 9 }));
     assert_eq!(exit["message_in_flight"], id.as_str());
     let why = daemon.cli(&["why", "scripted/a#1"]).ok();
@@ -473,7 +473,7 @@ fn an_agent_over_its_memory_limit_is_found_out_with_evidence() {
     let dead = client.ended(&client.submit("scripted/a", "eat 200"));
     assert_eq!((&dead["state"], &dead["attempts"]), (&json!("dead"), &json!(2)), "{dead}");
     let exit = &client.why("scripted/a")["last_exit"];
-    assert_eq!(exit["cause"], "agent_out_of_memory", "{exit}");
+    assert_eq!(exit["cause"], "oom_limit", "{exit}");
     let evidence = &exit["evidence"];
     assert_eq!(evidence["end"], json!({ "how": "signaled", "signal": 9 }));
     assert!(evidence["oom_kills"].as_u64() >= Some(1), "{evidence}");

@@ -217,7 +217,7 @@ fn an_agent_that_dies_at_each_start_is_started_less_and_less_often_across_a_cras
         (session["phase"] == "backoff" && session["failures"] == 3).then_some(session)
     });
     let next_start_at_ms = session["next_start_at_ms"].as_u64().unwrap();
-    assert_eq!(session["last_failure"], "agent_exited");
+    assert_eq!(session["last_failure"], "app_exit");
     let why = daemon.cli(&["why", "scripted/a"]).ok();
     assert!(why.contains("failed 3 times in a row"), "{why}");
     assert!(why.contains("its next start is in ") && why.contains("1 message waits."), "{why}");
@@ -344,7 +344,7 @@ fn a_poison_message_is_dead_lettered_with_evidence_and_the_rest_is_answered() {
         .collect();
     assert_eq!(exits.len(), 3, "{exits:?}");
     for (cause, in_flight, evidence) in &exits {
-        assert_eq!((cause.as_str(), in_flight), ("agent_exited", &poison));
+        assert_eq!((cause.as_str(), in_flight), ("app_exit", &poison));
         let evidence: Value = serde_json::from_str(evidence).unwrap();
         assert_eq!(evidence["end"], json!({ "how": "exited", "code": 9 }));
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use dormouse_core::cause::Cause;
 use dormouse_core::event::TurnOutcome;
-use dormouse_core::evidence::{AskedBy, End, Evidence};
+use dormouse_core::evidence::{AskedBy, End, Evidence, OomVictim};
 use dormouse_core::id::TurnId;
 use dormouse_core::policy::AgentPolicy;
 use dormouse_core::time::millis;
@@ -295,6 +295,7 @@ impl World {
             grace_ran_out: end.grace_ran_out,
             uptime_ms: Some(now - bridge.launched_at),
             oom_kills: Some(end.oom_kills),
+            oom_victim: (end.oom_kills > 0).then_some(OomVictim::Main),
             ..Evidence::bare(end.end)
         };
         if !bridge.is_dead {

@@ -242,7 +242,7 @@ impl World {
     /// Does what the core said, after the commit.
     pub(crate) fn carry_out(&mut self, command: &Command) -> Checked {
         match command {
-            Command::StartInstance { instance } => self.start(instance.clone())?,
+            Command::StartInstance { instance, .. } => self.start(instance.clone())?,
             Command::KillInstance { instance } => self.kill(instance.clone()),
             Command::AdmitBridge { instance, boot, launch } => {
                 if let Some(id) = self.link_of(instance, Some(*boot)) {

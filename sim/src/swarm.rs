@@ -120,8 +120,14 @@ fn draw_agent(rng: &mut Prng) -> AgentPolicy {
         reattach_within: span(500, 120_000),
         attempts: 1,
         retry: RetrySafety::Safe,
+        ..AgentPolicy::default()
     };
+    policy.breaker.window = span(600_000, 3_600_000);
     policy.attempts = u32::try_from(rng.between(1, 5)).expect("a small number");
+    policy.breaker.intensity = u32::try_from(rng.between(1, 6)).expect("a small number");
+    if rng.chance(700) {
+        policy.memory.first_bytes = Some(64 << 20);
+    }
     if rng.chance(300) {
         policy.retry = RetrySafety::Ask;
     }

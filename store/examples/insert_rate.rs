@@ -134,6 +134,7 @@ fn put_sessions(store: &mut Store) -> Outcome {
             wake_wanted: false,
             start_took_ms: None,
             last_failure: None,
+            memory: None,
         }))?;
     }
     Ok(batch.commit()?)

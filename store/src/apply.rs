@@ -63,16 +63,19 @@ impl Batch<'_> {
         // Whom it belongs to and its beginning stay; the generation is a fence and only rises.
         const SQL: &str = "\
             INSERT INTO session (id, agent, subject, created_at_ms, phase, generation, failures, \
-              backoff_until_ms, stop, wake_wanted, start_took_ms, last_failure) \
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) \
+              backoff_until_ms, stop, wake_wanted, start_took_ms, last_failure, memory) \
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
             ON CONFLICT (id) DO UPDATE SET phase = excluded.phase, \
               generation = excluded.generation, failures = excluded.failures, \
               backoff_until_ms = excluded.backoff_until_ms, stop = excluded.stop, \
               wake_wanted = excluded.wake_wanted, start_took_ms = excluded.start_took_ms, \
-              last_failure = excluded.last_failure \
+              last_failure = excluded.last_failure, memory = excluded.memory \
             WHERE subject = excluded.subject AND created_at_ms = excluded.created_at_ms \
               AND generation <= excluded.generation";
         let phase = record.phase.to_string();
+        let memory = record.memory.map(|memory| serde_json::to_string(&memory)).transpose();
+        let memory =
+            memory.map_err(|error| not_encoded("PutSession", record.id.as_str(), &error))?;
         let row = params![
             record.id.as_str(),
             record.id.agent(),
@@ -86,6 +89,7 @@ impl Batch<'_> {
             record.wake_wanted,
             record.start_took_ms.map(integer),
             record.last_failure.map(|cause| cause.code()),
+            memory,
         ];
         self.change_one("PutSession", record.id.as_str(), SQL, row)
     }
@@ -254,12 +258,16 @@ impl Batch<'_> {
     fn insert_exit(&mut self, record: &ExitRecord) -> Result<(), ApplyError> {
         const SQL: &str = "\
             INSERT INTO exit \
-            (session, generation, at_ms, phase, cause, message_in_flight, evidence) \
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+            (session, generation, at_ms, phase, cause, message_in_flight, evidence, \
+             circumstances, diagnosis) \
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
         const SQL_TRIM: &str = "DELETE FROM exit WHERE session = ?1 AND generation <= ?2";
         let session = record.session.as_str();
         let what = format!("{session}#{}", record.generation);
-        let evidence = json("InsertExit", &what, serde_json::to_string(&record.evidence))?;
+        let json = |encoded| json("InsertExit", &what, encoded);
+        let evidence = json(serde_json::to_string(&record.evidence))?;
+        let circumstances = json(serde_json::to_string(&record.circumstances))?;
+        let diagnosis = json(serde_json::to_string(&record.diagnosis))?;
         let row = params![
             session,
             integer(record.generation.0),
@@ -268,6 +276,8 @@ impl Batch<'_> {
             record.cause.map(|cause| cause.code()),
             record.message_in_flight.map(|message| message.to_string()),
             evidence,
+            circumstances,
+            diagnosis,
         ];
         self.change_one("InsertExit", &what, SQL, row)?;
         if let Some(newest_to_go) = record.generation.0.checked_sub(EXITS_PER_SESSION) {
@@ -354,5 +364,9 @@ fn json(
     what: &str,
     encoded: serde_json::Result<String>,
 ) -> Result<String, ApplyError> {
-    encoded.map_err(|error| ApplyError::Invariant { write, what: format!("{what} ({error})") })
+    encoded.map_err(|error| not_encoded(write, what, &error))
+}
+
+fn not_encoded(write: &'static str, what: &str, error: &serde_json::Error) -> ApplyError {
+    ApplyError::Invariant { write, what: format!("{what} ({error})") }
 }

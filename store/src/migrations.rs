@@ -17,8 +17,10 @@ struct Migration {
     sql: &'static str,
 }
 
-const MIGRATIONS: &[Migration] =
-    &[Migration { version: 1, sql: include_str!("migrations/0001_initial.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, sql: include_str!("migrations/0001_initial.sql") },
+    Migration { version: 2, sql: include_str!("migrations/0002_death_explained.sql") },
+];
 
 /// What this version reads and writes; SQLite's `user_version`.
 pub(crate) const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;

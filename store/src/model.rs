@@ -8,15 +8,18 @@ use std::collections::BTreeMap;
 
 use dormouse_core::cause::Cause;
 use dormouse_core::command::Write;
+use dormouse_core::diagnosis::own::diagnose_exit;
 use dormouse_core::event::{DeadLetter, PriorMessage};
 use dormouse_core::evidence::{End, Evidence};
 use dormouse_core::id::{Generation, MessageId, SessionId, Subject, TurnId};
 use dormouse_core::journal::{Because, Decision};
 use dormouse_core::limits::IDEMPOTENCY_WINDOW;
 use dormouse_core::record::{
-    Delivery, ExitRecord, Idempotency, MessageRecord, MessageState, SessionRecord, StoredSession,
+    Circumstances, Delivery, ExitRecord, Idempotency, MessageRecord, MessageState, SessionRecord,
+    StoredSession,
 };
 use dormouse_core::session::phase::Phase;
+use dormouse_core::sizing::LearnedMemory;
 use dormouse_core::time::{Wall, millis};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -430,6 +433,12 @@ fn put(draft: &Draft, id: SessionId, model: &Model) -> Write {
         wake_wanted: draft.small == 3,
         start_took_ms: (draft.small > 1).then_some(draft.at),
         last_failure: (draft.small > 0).then(|| Cause::ALL[draft.which[2].index(Cause::ALL.len())]),
+        memory: (draft.small == 2).then_some(LearnedMemory {
+            limit_bytes: draft.at,
+            because: Cause::OomLimit,
+            since: Wall(draft.at),
+            peak_survived_bytes: 0,
+        }),
         id,
     })
 }
@@ -438,6 +447,7 @@ fn exit_of(draft: &Draft, session: SessionId, model: &Model) -> Write {
     let newest =
         model.exits.iter().filter(|exit| exit.session == session).map(|exit| exit.generation);
     let newest = newest.max().unwrap_or_default();
+    let evidence = Evidence::bare(End::Exited { code: draft.small as i32 });
     Write::InsertExit(ExitRecord {
         session,
         generation: if draft.is_sane { newest.next() } else { newest },
@@ -445,7 +455,9 @@ fn exit_of(draft: &Draft, session: SessionId, model: &Model) -> Write {
         phase: Phase::ALL[draft.which[0].index(Phase::ALL.len())],
         cause: (draft.small > 0).then_some(Cause::Unknown),
         message_in_flight: (draft.small > 1).then_some(MessageId(draft.at.into())),
-        evidence: Evidence::bare(End::Exited { code: draft.small as i32 }),
+        diagnosis: diagnose_exit(&evidence, &Circumstances::default()),
+        circumstances: Circumstances::default(),
+        evidence,
     })
 }
 
@@ -624,6 +636,7 @@ fn asleep(session: &SessionId, subject: &Subject) -> SessionRecord {
         wake_wanted: false,
         start_took_ms: None,
         last_failure: None,
+        memory: None,
     }
 }
 

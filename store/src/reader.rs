@@ -9,9 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 
+use dormouse_core::diagnosis::own::diagnose_exit;
+use dormouse_core::evidence::Evidence;
 use dormouse_core::id::{MessageId, SessionId};
 use dormouse_core::journal::Decision;
-use dormouse_core::record::ExitRecord;
+use dormouse_core::record::{Circumstances, ExitRecord};
 use dormouse_core::session::phase::Phase;
 use rusqlite::Connection;
 use rusqlite::types::ToSql;
@@ -172,9 +174,20 @@ impl Reader {
     /// Ended instances, the newest first, with their evidence.
     pub fn exits(&self, session: &SessionId, limit: u32) -> Result<Vec<ExitRecord>, ReadError> {
         const SQL: &str = "\
-            SELECT generation, at_ms, phase, cause, message_in_flight, evidence FROM exit \
+            SELECT generation, at_ms, phase, cause, message_in_flight, evidence, \
+              circumstances, diagnosis FROM exit \
             WHERE session = ?1 ORDER BY generation DESC LIMIT ?2";
         self.rows(SQL, &[&session.as_str(), &limit], "exit", |columns| {
+            let evidence: Evidence = columns.parsed(5, |text| serde_json::from_str(text).ok())?;
+            let circumstances: Option<Circumstances> = columns.optional(6, |columns, place| {
+                columns.parsed(place, |text| serde_json::from_str(text).ok())
+            })?;
+            let circumstances = circumstances.unwrap_or_default();
+            // An end from before schema 2 is diagnosed from what was kept of it.
+            let diagnosis = columns.optional(7, |columns, place| {
+                columns.parsed(place, |text| serde_json::from_str(text).ok())
+            })?;
+            let diagnosis = diagnosis.unwrap_or_else(|| diagnose_exit(&evidence, &circumstances));
             Ok(ExitRecord {
                 session: session.clone(),
                 generation: columns.generation(0)?,
@@ -182,7 +195,9 @@ impl Reader {
                 phase: columns.phase(2)?,
                 cause: columns.optional(3, Columns::cause)?,
                 message_in_flight: columns.optional(4, Columns::message_id)?,
-                evidence: columns.parsed(5, |text| serde_json::from_str(text).ok())?,
+                evidence,
+                circumstances,
+                diagnosis,
             })
         })
     }

@@ -190,7 +190,7 @@ impl<'row> Columns<'row> {
 
 /// The columns that `session_record` reads, in its order.
 pub(crate) const SESSION_COLUMNS: &str = "id, subject, created_at_ms, phase, generation, failures, \
-     backoff_until_ms, stop, wake_wanted, start_took_ms, last_failure";
+     backoff_until_ms, stop, wake_wanted, start_took_ms, last_failure, memory";
 
 /// Reads `SESSION_COLUMNS` that start at `first`.
 pub(crate) fn session_record(
@@ -209,6 +209,9 @@ pub(crate) fn session_record(
         wake_wanted: columns.flag(first + 8)?,
         start_took_ms: columns.optional(first + 9, Columns::number)?,
         last_failure: columns.optional(first + 10, Columns::cause)?,
+        memory: columns.optional(first + 11, |columns, place| {
+            columns.parsed(place, |text| serde_json::from_str(text).ok())
+        })?,
     })
 }
 

@@ -70,16 +70,16 @@ impl ExecTurn {
             ExitStatus::Code(0) => return None,
             ExitStatus::Code(code) if was_oom_killed => {
                 let what = "ran out of memory".to_string();
-                (Cause::AgentOutOfMemory, what, true, Some(code))
+                (Cause::OomLimit, what, true, Some(code))
             }
             ExitStatus::Code(code) => {
                 (Cause::AgentError, format!("ended with exit code {code}"), false, Some(code))
             }
             ExitStatus::Signal(_) if was_oom_killed => {
-                (Cause::AgentOutOfMemory, "ran out of memory".to_string(), true, None)
+                (Cause::OomLimit, "ran out of memory".to_string(), true, None)
             }
             ExitStatus::Signal(signal) => {
-                (Cause::AgentKilled, format!("was killed by signal {signal}"), true, None)
+                (Cause::KilledOutside, format!("was killed by signal {signal}"), true, None)
             }
         };
         let errors = String::from_utf8_lossy(&self.last_errors);
@@ -137,19 +137,16 @@ mod tests {
         );
         assert_eq!(
             failure(code(137), 1, b""),
-            "agent_out_of_memory true Some(137) the program ran out of memory"
+            "oom_limit true Some(137) the program ran out of memory"
         );
         assert_eq!(
             failure(signal(9), 0, b""),
-            "agent_killed true None the program was killed by signal 9"
+            "killed_outside true None the program was killed by signal 9"
         );
-        assert_eq!(
-            failure(signal(9), 2, b""),
-            "agent_out_of_memory true None the program ran out of memory"
-        );
+        assert_eq!(failure(signal(9), 2, b""), "oom_limit true None the program ran out of memory");
         assert_eq!(
             failure(signal(11), 2, b""),
-            "agent_killed true None the program was killed by signal 11"
+            "killed_outside true None the program was killed by signal 11"
         );
     }
 

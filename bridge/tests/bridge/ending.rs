@@ -297,10 +297,7 @@ async fn a_turns_program_that_runs_out_of_memory_is_told_apart_as_well() {
     let turn = line.turn(1, "x").await;
     let outcome = line.outcome(turn).await;
     assert!(
-        matches!(
-            outcome,
-            TurnOutcome::Failed { cause: Cause::AgentOutOfMemory, retryable: true, .. }
-        ),
+        matches!(outcome, TurnOutcome::Failed { cause: Cause::OomLimit, retryable: true, .. }),
         "{outcome:?}"
     );
     // The limit is the agent's: the bridge goes on.

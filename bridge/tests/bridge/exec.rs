@@ -107,7 +107,7 @@ async fn a_killed_program_may_be_tried_again() {
     let turn = line.turn(1, "x").await;
     let outcome = line.outcome(turn).await;
     let (cause, message, retryable, _) = cause(&outcome);
-    assert_eq!((cause, retryable), (Cause::AgentKilled, true));
+    assert_eq!((cause, retryable), (Cause::KilledOutside, true));
     assert_eq!(message, "the program was killed by signal 11");
 }
 

@@ -58,7 +58,7 @@ impl Session {
                 self.note(Because::WakeRequested { by }, ctx);
                 self.accepted()
             }
-            Phase::Backoff => {
+            Phase::Backoff | Phase::Tripped => {
                 self.want_wake();
                 self.end_backoff(Because::WakeRequested { by }, ctx);
                 self.accepted()
@@ -80,10 +80,10 @@ impl Session {
                 self.accepted()
             }
             Phase::Asleep => RequestOutcome::Ignored(IgnoredBecause::AlreadyAsleep),
-            Phase::Backoff if waiting > 0 => {
+            Phase::Backoff | Phase::Tripped if waiting > 0 => {
                 RequestOutcome::Denied(DeniedBecause::MessagesWaiting { waiting })
             }
-            Phase::Backoff => {
+            Phase::Backoff | Phase::Tripped => {
                 self.wake_wanted = false;
                 self.end_backoff(Because::StopRequested { by }, ctx);
                 self.accepted()
@@ -117,7 +117,7 @@ impl Session {
         self.want_wake();
         match self.phase {
             Phase::Asleep | Phase::Draining | Phase::Stopping => self.note(because, ctx),
-            Phase::Backoff => self.end_backoff(because, ctx),
+            Phase::Backoff | Phase::Tripped => self.end_backoff(because, ctx),
             Phase::Starting => self.begin_stop(StopReason::OperatorRestart, because, ctx),
             Phase::Awake => self.stop_or_drain(StopReason::OperatorRestart, because, ctx),
         }

@@ -1,34 +1,39 @@
-//! What a death means, in fixed order: diagnose → count → queue → next phase.
+//! What a death means, in fixed order: diagnose → size → breaker → queue → next phase.
 //!
 //! Owner: `Session`. Invariants: nothing is decided before the evidence is in the batch; an exit
 //! that was asked for is not a failure; the message in flight ends its attempt here and nowhere
 //! else; 137 is not a diagnosis (the signal, the kernel's counter and who asked are three facts).
-//! Absent: sizing and the breaker, which take their places in this order when they come.
+//! Absent: the order of causes (`diagnosis`), how much and how long (`sizing`, `breaker`).
 
 use crate::cause::Cause;
 use crate::command::{Command, News, Write};
+use crate::diagnosis::own::diagnose_exit;
+use crate::diagnosis::{Confidence, Diagnosis};
 use crate::evidence::{AskedBy, End, Evidence};
 use crate::id::TurnId;
 use crate::journal::{Because, ExitSummary};
 use crate::policy::RetrySafety;
 use crate::queue::AfterFailure;
-use crate::record::{ExitRecord, StopReason};
+use crate::record::{Circumstances, ExitRecord, StopReason};
 use crate::session::phase::Phase;
 use crate::session::turn::last_of;
-use crate::session::{Context, Session};
-use crate::time::Wall;
-
-const SIGKILL: i32 = 9;
+use crate::session::{Context, Instance, Session};
+use crate::sizing::{self, Sized};
+use crate::time::{Monotonic, Wall, millis};
 
 impl Session {
     pub(super) fn exited(&mut self, evidence: Evidence, ctx: &mut Context<'_>) {
         let instance = self.instance.take().expect("the fence lets only the live one exit");
-        let stop = instance.stop.map(|stop| stop.reason);
+        let circumstances = circumstances(&instance, ctx.now.monotonic);
         let turn = instance.turn.map(|turn| turn.id);
+        let was_long = ctx.now.monotonic.since(instance.started_at) >= ctx.policy.breaker.window;
 
-        let cause = diagnose(&evidence, stop, turn.is_some(), instance.ready_at.is_some());
-        let paced_as = cause.or_else(|| self.unwanted_end(&evidence, stop));
-        let summary = ExitSummary::of(&evidence, cause, stop);
+        let diagnosis = diagnose_exit(&evidence, &circumstances);
+        let cause = failure(&diagnosis, &evidence, &circumstances);
+        let paced_as = cause.or_else(|| self.unwanted_end(&evidence, circumstances.stop));
+        let summary = ExitSummary::of(&evidence, cause, circumstances.stop);
+        let peak_bytes = evidence.memory_peak_bytes;
+        self.size(&diagnosis, peak_bytes, ctx);
         ctx.effects.write(Write::InsertExit(ExitRecord {
             session: self.id.clone(),
             generation: self.generation,
@@ -37,10 +42,14 @@ impl Session {
             cause,
             message_in_flight: turn.map(|turn| turn.message),
             evidence,
+            circumstances,
+            diagnosis,
         }));
 
         if let Some(cause) = paced_as {
-            self.failures = self.failures.saturating_add(1);
+            // A life as long as the breaker's window was no failure to live.
+            let in_a_row = if was_long { 0 } else { self.failures };
+            self.failures = in_a_row.saturating_add(1);
             self.last_failure = Some(cause);
         }
         if self.phase == Phase::Starting && cause.is_some() {
@@ -62,6 +71,41 @@ impl Session {
         ctx.effects.command(Command::ReleaseInstance { instance: self.instance_id() });
     }
 
+    /// How much memory the next life may use.
+    fn size(&mut self, diagnosis: &Diagnosis, peak_bytes: Option<u64>, ctx: &mut Context<'_>) {
+        let (policy, machine) = (ctx.policy.memory, ctx.node.memory_max_bytes);
+        let wants_more = match diagnosis.cause {
+            Cause::OomLimit | Cause::OomChild => true,
+            Cause::OomHeap => ctx.policy.heap_follows,
+            _ => false,
+        };
+        let now = ctx.now.wall;
+        let sized = if wants_more && diagnosis.confidence == Confidence::Proved {
+            sizing::after_want(policy, self.memory, machine, diagnosis.cause, now)
+        } else {
+            sizing::after_life(policy, self.memory, peak_bytes, now)
+        };
+        match sized {
+            Sized::Unchanged => return,
+            Sized::Noted(memory) => self.memory = Some(memory),
+            Sized::AtCeiling { limit_bytes } => {
+                self.note(Because::MemoryAtCeiling { limit_bytes }, ctx);
+                return;
+            }
+            Sized::Raised { from_bytes, to } => {
+                self.memory = Some(to);
+                let (to_bytes, cause) = (to.limit_bytes, to.because);
+                self.note(Because::MemoryRaised { from_bytes, to_bytes, cause }, ctx);
+            }
+            Sized::Lowered { from_bytes, to } => {
+                self.memory = to;
+                let to_bytes = self.memory_limit(ctx).unwrap_or(from_bytes);
+                self.note(Because::MemoryLowered { from_bytes, to_bytes }, ctx);
+            }
+        }
+        self.dirty = true;
+    }
+
     /// An end that is nobody's failure, and yet not what a session that is wanted wants: the next
     /// start is paced as after one, so that no such end makes a loop without pauses (FAULTS I9).
     fn unwanted_end(&self, evidence: &Evidence, stop: Option<StopReason>) -> Option<Cause> {
@@ -69,10 +113,10 @@ impl Session {
             return None;
         }
         match (evidence.asked_by, &evidence.end) {
-            (Some(AskedBy::Signal), _) => Some(Cause::AgentKilled),
+            (Some(AskedBy::Signal), _) => Some(Cause::KilledOutside),
             // Paced already: by that limit, or by the daemon's own restart.
             (Some(AskedBy::OrphanLimit), _) | (_, End::NeverLaunched) => None,
-            (Some(AskedBy::Daemon | AskedBy::Driver) | None, _) => Some(Cause::AgentExited),
+            (Some(AskedBy::Daemon | AskedBy::Driver) | None, _) => Some(Cause::AppExit),
         }
     }
 
@@ -92,7 +136,7 @@ impl Session {
         match self.queue.fail(turn, ctx.policy.attempts, None) {
             AfterFailure::Exhausted { attempts } => {
                 let detail = last_of(attempts, cause.plain_words());
-                self.bury(turn, Cause::AttemptsExhausted, detail, None, ctx);
+                self.bury(turn, Cause::PoisonMessage, detail, None, ctx);
             }
             AfterFailure::Again { attempts, excused } => {
                 let message = turn.message;
@@ -131,14 +175,13 @@ impl Session {
     }
 }
 
-/// The cause, or `None` where the instance ended as somebody asked it to.
-fn diagnose(
+/// The failure, or `None` where the instance ended as somebody asked it to.
+fn failure(
+    diagnosis: &Diagnosis,
     evidence: &Evidence,
-    stop: Option<StopReason>,
-    had_turn: bool,
-    was_ready: bool,
+    circumstances: &Circumstances,
 ) -> Option<Cause> {
-    if let Some(reason) = stop {
+    if let Some(reason) = circumstances.stop {
         return reason.failure();
     }
     match evidence.asked_by {
@@ -146,19 +189,26 @@ fn diagnose(
         // Killed or stopped for a session that had not asked: a stop of the past, carried out late.
         Some(AskedBy::Daemon | AskedBy::Driver) | None => {}
     }
+    let was_ready = circumstances.ready_after_ms.is_some();
     match &evidence.end {
         // The daemon went away between the commit and the start; nothing failed.
         End::NeverLaunched => None,
         // Done, with nothing to do: an agent may end itself.
-        End::Exited { code: 0 } if was_ready && !had_turn => None,
-        End::Exited { .. } => Some(Cause::AgentExited),
-        End::Signaled { signal } => {
-            let was_counted = evidence.oom_kills.is_some_and(|kills| kills > 0);
-            let is_oom = *signal == SIGKILL && was_counted && evidence.asked_by.is_none();
-            Some(if is_oom { Cause::AgentOutOfMemory } else { Cause::AgentKilled })
+        End::Exited { code: 0 } if was_ready && circumstances.attempt.is_none() => None,
+        End::Exited { .. } | End::Signaled { .. } | End::LaunchFailed { .. } | End::BridgeLost => {
+            Some(diagnosis.cause)
         }
-        End::LaunchFailed { .. } => Some(Cause::LaunchFailed),
-        End::BridgeLost => Some(Cause::BridgeLost),
+    }
+}
+
+fn circumstances(instance: &Instance, now: Monotonic) -> Circumstances {
+    let ready_after = instance.ready_at.map(|at| at.since(instance.started_at));
+    Circumstances {
+        stop: instance.stop.map(|stop| stop.reason),
+        attempt: instance.turn.as_ref().map(|turn| turn.id.attempt),
+        ready_after_ms: ready_after.map(millis),
+        silent_ms: millis(now.since(instance.last_activity)),
+        lived_ms: millis(now.since(instance.started_at)),
     }
 }
 
@@ -166,41 +216,29 @@ fn diagnose(
 mod tests {
     use super::*;
 
-    fn after(end: End, oom_kills: Option<u64>) -> Evidence {
-        Evidence { oom_kills, ..Evidence::bare(end) }
+    fn cause(end: End, oom_kills: u64, circumstances: &Circumstances) -> Option<Cause> {
+        let evidence = Evidence { oom_kills: Some(oom_kills), ..Evidence::bare(end) };
+        failure(&diagnose_exit(&evidence, circumstances), &evidence, circumstances)
     }
 
-    #[test]
-    fn sigkill_alone_is_not_out_of_memory() {
-        let killed = |oom| diagnose(&after(End::Signaled { signal: 9 }, oom), None, true, true);
-        assert_eq!(killed(None), Some(Cause::AgentKilled));
-        assert_eq!(killed(Some(0)), Some(Cause::AgentKilled));
-        assert_eq!(killed(Some(1)), Some(Cause::AgentOutOfMemory));
-        let aborted = after(End::Signaled { signal: 6 }, Some(1));
-        assert_eq!(diagnose(&aborted, None, true, true), Some(Cause::AgentKilled));
+    fn awake(attempt: Option<u32>) -> Circumstances {
+        Circumstances { attempt, ready_after_ms: Some(5), ..Circumstances::default() }
     }
 
     #[test]
     fn an_exit_that_was_asked_for_is_not_a_failure_even_if_it_took_a_kill() {
-        let evidence = Evidence {
-            asked_by: Some(AskedBy::Daemon),
-            grace_ran_out: true,
-            ..after(End::Signaled { signal: 9 }, Some(0))
-        };
-        assert_eq!(diagnose(&evidence, Some(StopReason::Idle), false, true), None);
-        assert_eq!(
-            diagnose(&evidence, Some(StopReason::TurnStuck), true, true),
-            Some(Cause::TurnStuck)
-        );
+        let stopped = |reason| Circumstances { stop: Some(reason), ..awake(None) };
+        let killed = || End::Signaled { signal: 9 };
+        assert_eq!(cause(killed(), 0, &stopped(StopReason::Idle)), None);
+        let stuck = cause(killed(), 0, &stopped(StopReason::TurnStuck));
+        assert_eq!(stuck, Some(Cause::TurnStuck));
     }
 
     #[test]
     fn exit_code_zero_is_fine_only_when_nothing_was_being_done() {
-        let exited = |had_turn, was_ready| {
-            diagnose(&after(End::Exited { code: 0 }, None), None, had_turn, was_ready)
-        };
-        assert_eq!(exited(false, true), None);
-        assert_eq!(exited(true, true), Some(Cause::AgentExited));
-        assert_eq!(exited(false, false), Some(Cause::AgentExited));
+        let exited = |circumstances| cause(End::Exited { code: 0 }, 0, &circumstances);
+        assert_eq!(exited(awake(None)), None);
+        assert_eq!(exited(awake(Some(1))), Some(Cause::AppExit));
+        assert_eq!(exited(Circumstances::default()), Some(Cause::AppExit));
     }
 }

@@ -7,11 +7,11 @@
 //!    │  │                           │  └───────────────▶ Stopping ◀───────────┘ │ stop, turn runs
 //!    │  └── exit as asked ──────────│──────────────────────┘  ▲                 ▼
 //!    │                              │ exit                    └──────────── Draining
-//!    └── delay over, no message ── Backoff ◀── exit unasked ── (any phase with an instance)
+//!    └── delay over ── Backoff, Tripped ◀── exit unasked ── (any phase with an instance)
 //! ```
 //!
 //! Owner: `session` alone changes a phase, through `Session::enter`, which asserts `may_become`.
-//! Absent: Syncing, Frozen and Tripped, which come with files, freezing and the breaker.
+//! Absent: Syncing and Frozen, which come with files and freezing.
 
 use std::fmt;
 
@@ -32,36 +32,39 @@ pub enum Phase {
     Stopping,
     /// No instance; the next start is not due yet.
     Backoff,
+    /// No instance; the breaker is open, and the next start is a probe.
+    Tripped,
 }
 
 impl Phase {
-    pub const ALL: [Phase; 6] = [
+    pub const ALL: [Phase; 7] = [
         Phase::Asleep,
         Phase::Starting,
         Phase::Awake,
         Phase::Draining,
         Phase::Stopping,
         Phase::Backoff,
+        Phase::Tripped,
     ];
 
     /// Whether an instance may exist.
     pub fn has_instance(self) -> bool {
         match self {
             Phase::Starting | Phase::Awake | Phase::Draining | Phase::Stopping => true,
-            Phase::Asleep | Phase::Backoff => false,
+            Phase::Asleep | Phase::Backoff | Phase::Tripped => false,
         }
     }
 
     /// The legal transitions. Staying is not one of them.
     pub fn may_become(self, next: Phase) -> bool {
-        use Phase::{Asleep, Awake, Backoff, Draining, Starting, Stopping};
+        use Phase::{Asleep, Awake, Backoff, Draining, Starting, Stopping, Tripped};
         match self {
             Asleep => matches!(next, Starting),
-            Starting => matches!(next, Awake | Stopping | Asleep | Backoff),
-            Awake => matches!(next, Draining | Stopping | Asleep | Backoff),
-            Draining => matches!(next, Stopping | Asleep | Backoff),
-            Stopping => matches!(next, Asleep | Backoff),
-            Backoff => matches!(next, Asleep),
+            Starting => matches!(next, Awake | Stopping | Asleep | Backoff | Tripped),
+            Awake => matches!(next, Draining | Stopping | Asleep | Backoff | Tripped),
+            Draining => matches!(next, Stopping | Asleep | Backoff | Tripped),
+            Stopping => matches!(next, Asleep | Backoff | Tripped),
+            Backoff | Tripped => matches!(next, Asleep),
         }
     }
 }
@@ -75,6 +78,7 @@ impl fmt::Display for Phase {
             Phase::Draining => "draining",
             Phase::Stopping => "stopping",
             Phase::Backoff => "backoff",
+            Phase::Tripped => "tripped",
         })
     }
 }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::backoff;
+use crate::breaker::{self, Next};
 use crate::cause::Cause;
 use crate::command::{Command, News};
 use crate::event::AgentState;
@@ -29,7 +29,9 @@ impl Session {
         self.generation = self.generation.next();
         self.instance = Some(Box::new(Instance::new(ctx.now.monotonic)));
         self.enter(Phase::Starting, because, ctx);
-        ctx.effects.command(Command::StartInstance { instance: self.instance_id() });
+        let memory_limit_bytes = self.memory_limit(ctx);
+        let instance = self.instance_id();
+        ctx.effects.command(Command::StartInstance { instance, memory_limit_bytes });
         let estimate = self.start_took.or(ctx.start_estimate);
         for message in self.queue.messages() {
             ctx.effects.tell(message, News::Waking { estimate });
@@ -80,7 +82,9 @@ impl Session {
                 }
                 self.command_stop(ctx);
             }
-            (Phase::Asleep | Phase::Backoff, _) => unreachable!("{} passed the fence", self.id),
+            (Phase::Asleep | Phase::Backoff | Phase::Tripped, _) => {
+                unreachable!("{} passed the fence", self.id)
+            }
         }
     }
 
@@ -136,15 +140,20 @@ impl Session {
                 self.enter_rest(restart, because, ctx);
             }
             Phase::Awake | Phase::Draining => unreachable!("{} was ready unseen", self.id),
-            Phase::Asleep | Phase::Backoff => unreachable!("{} passed the fence", self.id),
+            Phase::Asleep | Phase::Backoff | Phase::Tripped => {
+                unreachable!("{} passed the fence", self.id)
+            }
         }
     }
 
     /// The pause that the failures so far call for, if it is longer than nothing.
     pub(super) fn pause(&self, ctx: &Context<'_>) -> Option<Due> {
-        let pause = backoff::pause_after(self.failures, &self.id);
-        (!pause.is_zero())
-            .then(|| Due { at: ctx.now.monotonic + pause, at_wall: ctx.now.wall + pause })
+        let (pause, is_probe) = match breaker::next(self.failures, ctx.policy.breaker, &self.id) {
+            Next::AtOnce => return None,
+            Next::After(pause) => (pause, false),
+            Next::Probe(pause) => (pause, true),
+        };
+        Some(Due { at: ctx.now.monotonic + pause, at_wall: ctx.now.wall + pause, is_probe })
     }
 
     /// Without an instance: asleep, or waiting for the next start to be due.
@@ -159,7 +168,8 @@ impl Session {
             self.enter(Phase::Asleep, because, ctx);
             return;
         };
-        self.enter(Phase::Backoff, because, ctx);
+        let phase = if due.is_probe { Phase::Tripped } else { Phase::Backoff };
+        self.enter(phase, because, ctx);
         for message in self.queue.messages() {
             ctx.effects.tell(message, self.waiting_to_restart(due));
         }

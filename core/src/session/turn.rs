@@ -98,7 +98,7 @@ impl Session {
             Phase::Draining | Phase::Stopping => {
                 ctx.effects.tell(message, News::Queued { ahead: position });
             }
-            Phase::Backoff => {
+            Phase::Backoff | Phase::Tripped => {
                 let due = self.backoff.expect("backoff has an end");
                 ctx.effects.tell(message, self.waiting_to_restart(due));
             }
@@ -180,7 +180,7 @@ impl Session {
                 self.begin_stop(reason, Because::DrainFinished, ctx);
             }
             Phase::Stopping => {}
-            Phase::Asleep | Phase::Starting | Phase::Backoff => {
+            Phase::Asleep | Phase::Starting | Phase::Backoff | Phase::Tripped => {
                 unreachable!("{}: {turn} ran while {}", self.id, self.phase)
             }
         }

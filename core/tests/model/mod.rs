@@ -124,7 +124,7 @@ impl Store {
     /// What is ordered of an instance is on disk before.
     fn check_command(&self, command: &Command) {
         match command {
-            Command::StartInstance { instance } => {
+            Command::StartInstance { instance, .. } => {
                 let record = &self.sessions[&instance.session];
                 assert_eq!(record.generation, instance.generation, "started as written");
                 assert_eq!(record.phase, Phase::Starting, "{instance}");

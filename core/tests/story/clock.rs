@@ -46,10 +46,10 @@ fn a_jump_of_the_wall_clock_changes_no_pause() {
            +1ms"#,
         expect![[r#"
             0s          agent exits with 1
-                journal: starting → backoff: the agent ended with exit code 1 [agent_exited];
+                journal: starting → backoff: the agent ended with exit code 1 [app_exit];
                     failure 2 in a row, so the next start has to wait
                 m1 hears: the agent's program ended by itself; the next start is due in
-                    1s100ms [agent_exited]
+                    1s100ms [app_exit]
                 command: release a/k#2
             0s          wall clock +365d
             0s          +1s99ms
@@ -60,10 +60,10 @@ fn a_jump_of_the_wall_clock_changes_no_pause() {
                 m1 hears: waking
                 command: start a/k#3
             1s100ms     agent exits with 1
-                journal: starting → backoff: the agent ended with exit code 1 [agent_exited];
+                journal: starting → backoff: the agent ended with exit code 1 [app_exit];
                     failure 3 in a row, so the next start has to wait
                 m1 hears: the agent's program ended by itself; the next start is due in
-                    4s80ms [agent_exited]
+                    4s80ms [app_exit]
                 command: release a/k#3
             1s100ms     wall clock -365d
             1s100ms     +4s79ms

@@ -241,10 +241,10 @@ fn in_awake_with_a_turn_that_ended_meanwhile_and_whose_instance_is_gone() {
                 journal: awake: the daemon came back and found 1 message waiting
             0s          agent exits with 1
                 journal: awake: m1 was cut short; attempt 1 is counted
-                journal: awake → asleep: the agent ended with exit code 1 [agent_exited]
+                journal: awake → asleep: the agent ended with exit code 1 [app_exit]
                 journal: asleep → starting: 1 message to answer
                 m1 hears: the agent's program ended by itself; attempt 2 is due now
-                    [agent_exited]
+                    [app_exit]
                 m1 hears: waking, about 0 ms
                 command: release a/k#1
                 command: start a/k#2
@@ -448,10 +448,10 @@ fn in_backoff_the_rest_of_the_pause_is_waited_for() {
            +1ms"#,
         expect![[r#"
             2s          agent exits with 1
-                journal: starting → backoff: the agent ended with exit code 1 [agent_exited];
+                journal: starting → backoff: the agent ended with exit code 1 [app_exit];
                     failure 3 in a row, so the next start has to wait
                 m1 hears: the agent's program ended by itself; the next start is due in
-                    4s80ms [agent_exited]
+                    4s80ms [app_exit]
                 command: release a/k#3
             2s          +2s
             4s          the daemon dies and comes back
@@ -482,10 +482,10 @@ fn failures_in_a_row_are_counted_across_restarts_of_the_daemon() {
             0s          the daemon dies and comes back
                 journal: starting: the daemon came back and found 1 message waiting
             0s          agent exits with 1
-                journal: starting → backoff: the agent ended with exit code 1 [agent_exited];
+                journal: starting → backoff: the agent ended with exit code 1 [app_exit];
                     failure 2 in a row, so the next start has to wait
                 m1 hears: the agent's program ended by itself; the next start is due in
-                    1s100ms [agent_exited]
+                    1s100ms [app_exit]
                 command: release a/k#2
             0s          the daemon dies and comes back
             0s          +2s
@@ -497,10 +497,10 @@ fn failures_in_a_row_are_counted_across_restarts_of_the_daemon() {
             2s          the daemon dies and comes back
                 journal: starting: the daemon came back and found 1 message waiting
             2s          agent exits with 1
-                journal: starting → backoff: the agent ended with exit code 1 [agent_exited];
+                journal: starting → backoff: the agent ended with exit code 1 [app_exit];
                     failure 3 in a row, so the next start has to wait
                 m1 hears: the agent's program ended by itself; the next start is due in
-                    4s80ms [agent_exited]
+                    4s80ms [app_exit]
                 command: release a/k#3
             a/k backoff, generation 3, failures 3
               m1 pending
@@ -523,10 +523,10 @@ fn attempts_are_counted_across_restarts_of_the_daemon() {
                 journal: awake: the daemon came back and found 1 message waiting
             0s          agent exits with 1
                 journal: awake: m1 was cut short; attempt 1 is counted
-                journal: awake → asleep: the agent ended with exit code 1 [agent_exited]
+                journal: awake → asleep: the agent ended with exit code 1 [app_exit]
                 journal: asleep → starting: 1 message to answer
                 m1 hears: the agent's program ended by itself; attempt 2 is due now
-                    [agent_exited]
+                    [app_exit]
                 m1 hears: waking, about 0 ms
                 command: release a/k#1
                 command: start a/k#2
@@ -541,14 +541,14 @@ fn attempts_are_counted_across_restarts_of_the_daemon() {
                 journal: awake: the daemon came back and found 1 message waiting
             0s          agent exits with 1
                 journal: awake: m1 was cut short; attempt 2 is counted
-                journal: awake: m1 was dead-lettered after 2 attempts [attempts_exhausted]
-                journal: awake → backoff: the agent ended with exit code 1 [agent_exited];
+                journal: awake: m1 was dead-lettered after 2 attempts [poison_message]
+                journal: awake → backoff: the agent ended with exit code 1 [app_exit];
                     failure 2 in a row, so the next start has to wait
                 m1 hears: given up, after 2 attempts; the last: the agent's program ended by
-                    itself [attempts_exhausted]
+                    itself [poison_message]
                 command: release a/k#2
             a/k backoff, generation 2, failures 2
-              m1 dead [attempts_exhausted], attempts 2
+              m1 dead [poison_message], attempts 2
         "#]],
     );
 }
@@ -712,7 +712,7 @@ fn a_turn_of_an_agent_that_is_not_configured_any_more_is_not_repeated_unasked() 
             0s          agent exits with 1
                 journal: awake: m1 was cut short; attempt 1 is counted
                 journal: awake: m1 was dead-lettered after 1 attempt [ambiguous]
-                journal: awake → asleep: the agent ended with exit code 1 [agent_exited]
+                journal: awake → asleep: the agent ended with exit code 1 [app_exit]
                 m1 hears: given up, the turn was interrupted: the agent's program ended by
                     itself [ambiguous]
                 command: release a/k#1

@@ -77,8 +77,7 @@ fn a_start_that_fails_makes_room_and_its_session_stands_at_the_end() {
            bridge attaches ready from a/two"#,
         expect![[r#"
             0s          agent exits with 1 from a/one
-                journal: a/one starting → asleep: the agent ended with exit code 1
-                    [agent_exited]
+                journal: a/one starting → asleep: the agent ended with exit code 1 [app_exit]
                 journal: a/two asleep → starting: 1 message to answer
                 m1 hears: in the line of starts, behind 1
                 m2 hears: waking

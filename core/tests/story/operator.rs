@@ -433,7 +433,7 @@ fn a_wake_that_fails_is_not_repeated_for_ever() {
             0s          bridge attaches
                 command: admit a/k#1, boot 1, execute the agent
             0s          agent exits with 1
-                journal: starting → asleep: the agent ended with exit code 1 [agent_exited]
+                journal: starting → asleep: the agent ended with exit code 1 [app_exit]
                 command: release a/k#1
             0s          +1h
             a/k asleep, generation 1, failures 1
@@ -454,10 +454,10 @@ fn a_crash_while_draining_is_a_crash_and_the_message_is_tried_again() {
                 answer: accepted, 0 waiting
             0s          agent exits with 1
                 journal: draining: m1 was cut short; attempt 1 is counted
-                journal: draining → asleep: the agent ended with exit code 1 [agent_exited]
+                journal: draining → asleep: the agent ended with exit code 1 [app_exit]
                 journal: asleep → starting: 1 message to answer
                 m1 hears: the agent's program ended by itself; attempt 2 is due now
-                    [agent_exited]
+                    [app_exit]
                 m1 hears: waking, about 0 ms
                 command: release a/k#1
                 command: start a/k#2
@@ -524,11 +524,11 @@ fn a_restart_that_was_accepted_is_carried_out_although_the_agent_crashes_first()
                 answer: accepted, 0 waiting
             0s          agent exits with 1
                 journal: draining: m1 was cut short; attempt 1 is counted
-                journal: draining: m1 was dead-lettered after 1 attempt [attempts_exhausted]
-                journal: draining → asleep: the agent ended with exit code 1 [agent_exited]
+                journal: draining: m1 was dead-lettered after 1 attempt [poison_message]
+                journal: draining → asleep: the agent ended with exit code 1 [app_exit]
                 journal: asleep → starting: it was asked for
                 m1 hears: given up, after 1 attempt; the last: the agent's program ended by
-                    itself [attempts_exhausted]
+                    itself [poison_message]
                 command: release a/k#1
                 command: start a/k#2
             0s          bridge attaches
@@ -536,7 +536,7 @@ fn a_restart_that_was_accepted_is_carried_out_although_the_agent_crashes_first()
             0s          ready
                 journal: starting → awake: the agent was ready after 0 ms
             a/k awake, generation 2, failures 1
-              m1 dead [attempts_exhausted]
+              m1 dead [poison_message]
         "#]],
     );
 }
@@ -555,20 +555,20 @@ fn a_wake_during_the_stop_of_a_stuck_agent_is_carried_out() {
                 answer: accepted, 1 waiting
             10m         agent dies of signal 15, asked by daemon
                 journal: stopping: m1 was cut short; attempt 1 is counted
-                journal: stopping: m1 was dead-lettered after 1 attempt [attempts_exhausted]
+                journal: stopping: m1 was dead-lettered after 1 attempt [poison_message]
                 journal: stopping → asleep: the agent was ended by signal 15, as asked (turn
                     stuck) [turn_stuck]
                 journal: asleep → starting: it was asked for
                 m1 hears: given up, after 1 attempt; the last: the agent showed no sign of
-                    progress for too long [attempts_exhausted]
+                    progress for too long [poison_message]
                 command: release a/k#1
                 command: start a/k#2
             10m         agent exits with 1
-                journal: starting → backoff: the agent ended with exit code 1 [agent_exited];
+                journal: starting → backoff: the agent ended with exit code 1 [app_exit];
                     failure 2 in a row, so the next start has to wait
                 command: release a/k#2
             a/k backoff, generation 2, failures 2
-              m1 dead [attempts_exhausted]
+              m1 dead [poison_message]
         "#]],
     );
 }
@@ -585,18 +585,18 @@ fn a_stop_in_backoff_takes_back_an_earlier_wish_to_restart() {
         expect![[r#"
             0s          agent exits with 1
                 journal: draining: m1 was cut short; attempt 1 is counted
-                journal: draining: m1 was dead-lettered after 1 attempt [attempts_exhausted]
-                journal: draining → backoff: the agent ended with exit code 1 [agent_exited];
+                journal: draining: m1 was dead-lettered after 1 attempt [poison_message]
+                journal: draining → backoff: the agent ended with exit code 1 [app_exit];
                     failure 2 in a row, so the next start has to wait
                 m1 hears: given up, after 1 attempt; the last: the agent's program ended by
-                    itself [attempts_exhausted]
+                    itself [poison_message]
                 command: release a/k#2
             0s          stop a/k
                 journal: backoff → asleep: ops asked to stop it
                 answer: accepted, 0 waiting
             0s          +1h
             a/k asleep, generation 2, failures 2
-              m1 dead [attempts_exhausted]
+              m1 dead [poison_message]
         "#]],
     );
 }
@@ -654,7 +654,7 @@ fn a_start_that_failed_has_met_the_request_and_a_stop_takes_it_back() {
             0s          bridge attaches
                 command: admit a/k#2, boot 1, execute the agent
             0s          agent exits with 1
-                journal: starting → asleep: the agent ended with exit code 1 [agent_exited]
+                journal: starting → asleep: the agent ended with exit code 1 [app_exit]
                 command: release a/k#2
             0s          wake a/k
                 journal: asleep: ops asked to wake it

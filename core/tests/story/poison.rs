@@ -21,10 +21,10 @@ fn a_message_that_kills_the_agent_is_tried_again_at_once_and_then_after_pauses()
             0s          agent exits with 1, after 24s948ms
                 journal: awake: m1 was cut short; attempt 1 is counted
                 journal: awake → asleep: the agent ended with exit code 1 after 24.9 s
-                    [agent_exited]
+                    [app_exit]
                 journal: asleep → starting: 2 messages to answer
                 m1 hears: the agent's program ended by itself; attempt 2 is due now
-                    [agent_exited]
+                    [app_exit]
                 m1 hears: waking, about 0 ms
                 m2 hears: waking, about 0 ms
                 command: release a/k#1
@@ -32,13 +32,13 @@ fn a_message_that_kills_the_agent_is_tried_again_at_once_and_then_after_pauses()
             0s          agent exits with 1, after 24s948ms
                 journal: awake: m1 was cut short; attempt 2 is counted
                 journal: awake → backoff: the agent ended with exit code 1 after 24.9 s
-                    [agent_exited]; failure 2 in a row, so the next start has to wait
+                    [app_exit]; failure 2 in a row, so the next start has to wait
                 m1 hears: the agent's program ended by itself; attempt 3 is due in 1s100ms
-                    [agent_exited]
+                    [app_exit]
                 m1 hears: the agent's program ended by itself; the next start is due in
-                    1s100ms [agent_exited]
+                    1s100ms [app_exit]
                 m2 hears: the agent's program ended by itself; the next start is due in
-                    1s100ms [agent_exited]
+                    1s100ms [app_exit]
                 command: release a/k#2
             0s          +2s
             1s100ms     …
@@ -75,13 +75,13 @@ fn a_message_that_killed_the_agent_as_often_as_allowed_is_parked_and_the_later_o
         expect![[r#"
             2s          agent exits with 1, after 24s948ms
                 journal: awake: m1 was cut short; attempt 3 is counted
-                journal: awake: m1 was dead-lettered after 3 attempts [attempts_exhausted]
+                journal: awake: m1 was dead-lettered after 3 attempts [poison_message]
                 journal: awake → backoff: the agent ended with exit code 1 after 24.9 s
-                    [agent_exited]; failure 3 in a row, so the next start has to wait
+                    [app_exit]; failure 3 in a row, so the next start has to wait
                 m1 hears: given up, after 3 attempts; the last: the agent's program ended by
-                    itself [attempts_exhausted]
+                    itself [poison_message]
                 m2 hears: the agent's program ended by itself; the next start is due in
-                    4s80ms [agent_exited]
+                    4s80ms [app_exit]
                 command: release a/k#3
             2s          +5s
             6s80ms      …
@@ -101,7 +101,7 @@ fn a_message_that_killed_the_agent_as_often_as_allowed_is_parked_and_the_later_o
                 m2 hears: the answer of 1, "a b c"
                 command: acknowledge m2.1 to a/k#4
             a/k awake, generation 4
-              m1 dead [attempts_exhausted], attempts 3
+              m1 dead [poison_message], attempts 3
               m2 answered "a b c"
         "#]],
     );
@@ -116,18 +116,17 @@ fn an_agent_that_dies_at_every_start_keeps_its_queue_and_tells_when_the_next_try
            given +5s · agent exits with 1
            +20s
            agent exits with 1
-           given +71s
-           agent exits with 1
-           +4m41s599ms
-           +1ms"#,
+           send m3 to a/k
+           +5m6s
+           agent exits with 1"#,
         expect![[r#"
             0s          agent exits with 1
-                journal: starting → backoff: the agent ended with exit code 1 [agent_exited];
+                journal: starting → backoff: the agent ended with exit code 1 [app_exit];
                     failure 2 in a row, so the next start has to wait
                 m1 hears: the agent's program ended by itself; the next start is due in
-                    1s100ms [agent_exited]
+                    1s100ms [app_exit]
                 m2 hears: the agent's program ended by itself; the next start is due in
-                    1s100ms [agent_exited]
+                    1s100ms [app_exit]
                 command: release a/k#2
             7s          +20s
             24s600ms    …
@@ -137,37 +136,44 @@ fn an_agent_that_dies_at_every_start_keeps_its_queue_and_tells_when_the_next_try
                 m2 hears: waking
                 command: start a/k#5
             27s         agent exits with 1
-                journal: starting → backoff: the agent ended with exit code 1 [agent_exited];
+                journal: starting → tripped: the agent ended with exit code 1 [app_exit];
                     failure 5 in a row, so the next start has to wait
-                m1 hears: the agent's program ended by itself; the next start is due in
-                    1m5s280ms [agent_exited]
-                m2 hears: the agent's program ended by itself; the next start is due in
-                    1m5s280ms [agent_exited]
+                m1 hears: the agent's program ended by itself; the next start is due in 5m6s
+                    [app_exit]
+                m2 hears: the agent's program ended by itself; the next start is due in 5m6s
+                    [app_exit]
                 command: release a/k#5
-            1m38s       agent exits with 1
-                journal: starting → backoff: the agent ended with exit code 1 [agent_exited];
-                    failure 6 in a row, so the next start has to wait
-                m1 hears: the agent's program ended by itself; the next start is due in
-                    4m41s600ms [agent_exited]
-                m2 hears: the agent's program ended by itself; the next start is due in
-                    4m41s600ms [agent_exited]
-                command: release a/k#6
-            1m38s       +4m41s599ms
-            6m19s599ms  +1ms
-            6m19s600ms  …
-                journal: backoff → asleep: the pause before the next start is over
-                journal: asleep → starting: 2 messages to answer
+            27s         send m3 to a/k
+                answer: accepted m3, behind 2
+                m3 hears: the agent's program ended by itself; the next start is due in 5m6s
+                    [app_exit]
+            27s         +5m6s
+            5m33s       …
+                journal: tripped → asleep: the pause before the next start is over
+                journal: asleep → starting: 3 messages to answer
                 m1 hears: waking
                 m2 hears: waking
-                command: start a/k#7
-            a/k starting, generation 7, failures 6
+                m3 hears: waking
+                command: start a/k#6
+            5m33s       agent exits with 1
+                journal: starting → tripped: the agent ended with exit code 1 [app_exit];
+                    failure 6 in a row, so the next start has to wait
+                m1 hears: the agent's program ended by itself; the next start is due in 11m
+                    [app_exit]
+                m2 hears: the agent's program ended by itself; the next start is due in 11m
+                    [app_exit]
+                m3 hears: the agent's program ended by itself; the next start is due in 11m
+                    [app_exit]
+                command: release a/k#6
+            a/k tripped, generation 6, failures 6
               m1 pending
               m2 pending
+              m3 pending
         "#]],
     );
 }
 
-/// However fast it dies: seven starts in the first ten minutes, one in five minutes later on.
+/// However fast it dies: six starts in the first ten minutes, then ever fewer probes.
 #[test]
 fn restarts_of_an_agent_that_dies_at_once_are_bounded() {
     let starts_within = |seconds: usize| {
@@ -177,8 +183,8 @@ fn restarts_of_an_agent_that_dies_at_once_are_bounded() {
         }
         tell(&story).matches("command: start").count()
     };
-    assert_eq!(starts_within(600), 7);
-    assert_eq!(starts_within(3_600), 17);
+    assert_eq!(starts_within(600), 6);
+    assert_eq!(starts_within(3_600), 8);
 }
 
 #[test]
@@ -193,10 +199,9 @@ fn an_answer_ends_the_row_of_failures() {
         expect![[r#"
             0s          agent dies of signal 9
                 journal: awake: m1 was cut short; attempt 1 is counted
-                journal: awake → asleep: the agent was ended by signal 9 [agent_killed]
+                journal: awake → asleep: the agent was ended by signal 9 [unknown]
                 journal: asleep → starting: 1 message to answer
-                m1 hears: something outside Dormouse killed the agent's program; attempt 2 is
-                    due now [agent_killed]
+                m1 hears: it is not known why; attempt 2 is due now [unknown]
                 m1 hears: waking, about 0 ms
                 command: release a/k#1
                 command: start a/k#2
@@ -218,10 +223,9 @@ fn an_answer_ends_the_row_of_failures() {
                 command: deliver m2.1 to a/k#2
             0s          agent dies of signal 9
                 journal: awake: m2 was cut short; attempt 1 is counted
-                journal: awake → asleep: the agent was ended by signal 9 [agent_killed]
+                journal: awake → asleep: the agent was ended by signal 9 [unknown]
                 journal: asleep → starting: 1 message to answer
-                m2 hears: something outside Dormouse killed the agent's program; attempt 2 is
-                    due now [agent_killed]
+                m2 hears: it is not known why; attempt 2 is due now [unknown]
                 m2 hears: waking, about 0 ms
                 command: release a/k#2
                 command: start a/k#3
@@ -250,10 +254,10 @@ fn sigkill_is_out_of_memory_only_if_the_kernel_counted_it() {
             0s          agent dies of signal 9, oom 1, after 28s
                 journal: awake: m1 was cut short; attempt 1 is counted
                 journal: awake → asleep: the agent was ended by signal 9 after 28 s;
-                    out-of-memory kills counted: 1 [agent_out_of_memory]
+                    out-of-memory kills counted: 1 [oom_limit]
                 journal: asleep → starting: 1 message to answer
                 m1 hears: the agent needed more memory than it may use; attempt 2 is due now
-                    [agent_out_of_memory]
+                    [oom_limit]
                 m1 hears: waking, about 0 ms
                 command: release a/k#1
                 command: start a/k#2
@@ -267,11 +271,11 @@ fn sigkill_is_out_of_memory_only_if_the_kernel_counted_it() {
             0s          agent dies of signal 9, oom 0, after 28s
                 journal: awake: m1 was cut short; attempt 2 is counted
                 journal: awake → backoff: the agent was ended by signal 9 after 28 s
-                    [agent_killed]; failure 2 in a row, so the next start has to wait
+                    [killed_outside]; failure 2 in a row, so the next start has to wait
                 m1 hears: something outside Dormouse killed the agent's program; attempt 3 is
-                    due in 1s100ms [agent_killed]
+                    due in 1s100ms [killed_outside]
                 m1 hears: something outside Dormouse killed the agent's program; the next
-                    start is due in 1s100ms [agent_killed]
+                    start is due in 1s100ms [killed_outside]
                 command: release a/k#2
             a/k backoff, generation 2, failures 2
               m1 pending, attempts 2
@@ -302,10 +306,10 @@ fn an_agent_that_ends_with_zero_while_it_works_is_a_failure() {
         expect![[r#"
             0s          agent exits with 0
                 journal: awake: m1 was cut short; attempt 1 is counted
-                journal: awake → asleep: the agent ended with exit code 0 [agent_exited]
+                journal: awake → asleep: the agent ended with exit code 0 [app_exit]
                 journal: asleep → starting: 1 message to answer
                 m1 hears: the agent's program ended by itself; attempt 2 is due now
-                    [agent_exited]
+                    [app_exit]
                 m1 hears: waking, about 0 ms
                 command: release a/k#1
                 command: start a/k#2
@@ -327,7 +331,7 @@ fn a_message_that_must_not_be_repeated_is_ambiguous_after_a_death() {
             0s          agent exits with 1
                 journal: awake: m1 was cut short; attempt 1 is counted
                 journal: awake: m1 was dead-lettered after 1 attempt [ambiguous]
-                journal: awake → asleep: the agent ended with exit code 1 [agent_exited]
+                journal: awake → asleep: the agent ended with exit code 1 [app_exit]
                 journal: asleep → starting: 1 message to answer
                 m1 hears: given up, the turn was interrupted: the agent's program ended by
                     itself [ambiguous]
@@ -406,7 +410,7 @@ fn ends_that_are_nobodys_failure_do_not_restart_without_a_pause_for_ever() {
                 m1 hears: the agent was stopped before it had finished; attempt 3 is due in
                     1s100ms [stopped_during_turn]
                 m1 hears: something outside Dormouse killed the agent's program; the next
-                    start is due in 1s100ms [agent_killed]
+                    start is due in 1s100ms [killed_outside]
                 command: release a/k#2
             0s          +2s
             1s100ms     …
@@ -448,7 +452,7 @@ fn an_agent_that_ends_itself_while_a_message_waits_for_its_pause_is_not_restarte
                 journal: awake → backoff: the agent ended with exit code 0; failure 2 in a
                     row, so the next start has to wait
                 m1 hears: the agent's program ended by itself; the next start is due in
-                    1s100ms [agent_exited]
+                    1s100ms [app_exit]
                 command: release a/k#2
             a/k backoff, generation 2, failures 2
               m1 pending

@@ -138,7 +138,12 @@ fn heard(news: &News, now: Wall) -> String {
 
 fn order(command: &Command) -> String {
     match command {
-        Command::StartInstance { instance } => format!("start {instance}"),
+        Command::StartInstance { instance, memory_limit_bytes: None } => {
+            format!("start {instance}")
+        }
+        Command::StartInstance { instance, memory_limit_bytes: Some(bytes) } => {
+            format!("start {instance} with {} MiB", bytes >> 20)
+        }
         Command::AdmitBridge { instance, boot, launch } => {
             let launch = if *launch { ", execute the agent" } else { "" };
             format!("admit {instance}, boot {}{launch}", boot.0)

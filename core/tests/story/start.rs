@@ -269,7 +269,7 @@ fn a_message_during_the_pause_after_crashes_hears_when_the_next_start_is_due() {
            agent answers m1 "1" · agent answers m2 "2""#,
         expect![[r#"
             0s          agent exits with 1
-                journal: starting → asleep: the agent ended with exit code 1 [agent_exited]
+                journal: starting → asleep: the agent ended with exit code 1 [app_exit]
                 journal: asleep → starting: 1 message to answer
                 m1 hears: waking
                 command: release a/k#1
@@ -278,15 +278,15 @@ fn a_message_during_the_pause_after_crashes_hears_when_the_next_start_is_due() {
             0s          bridge attaches
                 command: admit a/k#2, boot 1, execute the agent
             0s          agent exits with 1
-                journal: starting → backoff: the agent ended with exit code 1 [agent_exited];
+                journal: starting → backoff: the agent ended with exit code 1 [app_exit];
                     failure 2 in a row, so the next start has to wait
                 m1 hears: the agent's program ended by itself; the next start is due in
-                    1s100ms [agent_exited]
+                    1s100ms [app_exit]
                 command: release a/k#2
             0s          send m2 to a/k
                 answer: accepted m2, behind 1
                 m2 hears: the agent's program ended by itself; the next start is due in
-                    1s100ms [agent_exited]
+                    1s100ms [app_exit]
             0s          +2s
             1s100ms     …
                 journal: backoff → asleep: the pause before the next start is over

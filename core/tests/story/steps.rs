@@ -5,7 +5,7 @@
 
 use dormouse_core::cause::Cause;
 use dormouse_core::event::{AgentState, Event, SessionRequest, Submission, TurnOutcome};
-use dormouse_core::evidence::{AskedBy, End, Evidence};
+use dormouse_core::evidence::{AskedBy, End, Evidence, OomVictim};
 use dormouse_core::id::{BootId, InstanceId, SessionId, Subject, TurnId};
 use dormouse_core::policy::{AgentPolicy, RetrySafety};
 use dormouse_core::record::Idempotency;
@@ -319,6 +319,12 @@ fn evidence(end: End, words: &[&str]) -> Evidence {
         rest = match rest {
             ["oom", kills, rest @ ..] => {
                 evidence.oom_kills = Some(number(kills));
+                evidence.oom_victim = (evidence.oom_kills > Some(0)).then_some(OomVictim::Main);
+                rest
+            }
+            ["child", "oom", kills, rest @ ..] => {
+                evidence.oom_kills = Some(number(kills));
+                evidence.oom_victim = Some(OomVictim::Child);
                 rest
             }
             ["asked", "by", who, rest @ ..] => {

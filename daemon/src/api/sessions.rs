@@ -223,6 +223,8 @@ fn exit_view(exit: ExitRecord) -> ExitView {
         cause: exit.cause,
         message_in_flight: exit.message_in_flight,
         evidence: exit.evidence,
+        circumstances: exit.circumstances,
+        diagnosis: exit.diagnosis,
     }
 }
 

@@ -5,9 +5,10 @@
 //! OpenAI's shapes (`api::openai`).
 
 use dormouse_core::cause::Cause;
+use dormouse_core::diagnosis::Diagnosis;
 use dormouse_core::evidence::Evidence;
 use dormouse_core::id::{Generation, MessageId, SessionId, Subject};
-use dormouse_core::record::MessageState;
+use dormouse_core::record::{Circumstances, MessageState};
 use dormouse_core::session::phase::Phase;
 use serde::{Deserialize, Serialize};
 
@@ -161,6 +162,9 @@ pub(crate) struct ExitView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) message_in_flight: Option<MessageId>,
     pub(crate) evidence: Evidence,
+    #[serde(default)]
+    pub(crate) circumstances: Circumstances,
+    pub(crate) diagnosis: Diagnosis,
 }
 
 /// `GET /v1/sessions/{agent}/{key}/why` and `GET /v1/messages/{id}/why`

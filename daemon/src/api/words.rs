@@ -83,9 +83,19 @@ pub(crate) fn verdict(
                  and {waiting}."
             )
         }
+        Phase::Tripped => {
+            let next = session.next_start_at_ms.map_or("soon".to_owned(), when);
+            let cause = session.last_failure.unwrap_or(Cause::Unknown).plain_words();
+            let failures = session.failures;
+            format!(
+                "{id} failed {failures} times in a row ({cause}) and is not started again by \
+                 itself for now; one start is tried {next}, and {waiting}, nothing of it lost."
+            )
+        }
     };
+    let was_told = matches!(session.phase, Phase::Backoff | Phase::Tripped);
     match last_exit.and_then(|exit| exit.cause) {
-        Some(cause) if session.phase != Phase::Backoff => {
+        Some(cause) if !was_told => {
             format!("{now} Its last life ended badly: {} [{cause}].", cause.plain_words())
         }
         Some(_) | None => now,
@@ -100,7 +110,7 @@ pub(crate) fn next_steps(session: &SessionView) -> Vec<String> {
         format!("dormouse logs {id}        what the agent said last"),
         format!("docs/causes/{cause}.md    what this cause means"),
     ];
-    if session.phase == Phase::Backoff {
+    if matches!(session.phase, Phase::Backoff | Phase::Tripped) {
         steps.push(format!("dormouse wake {id}        start it now, without waiting"));
     }
     steps
@@ -143,7 +153,7 @@ mod tests {
         assert_eq!(said(StatusState::Waking { estimate_ms: Some(12_340) }), "waking, about 12 s");
         assert_eq!(said(StatusState::Queued { ahead: 2 }), "queued behind 2");
         assert_eq!(
-            said(StatusState::Retrying { attempt: 2, at_ms: 0, cause: Cause::AgentExited }),
+            said(StatusState::Retrying { attempt: 2, at_ms: 0, cause: Cause::AppExit }),
             "the agent's program ended by itself; attempt 2 at once"
         );
     }

@@ -359,14 +359,14 @@ mod tests {
     fn a_dead_letter_says_why_and_what_can_be_done() {
         let message = serde_json::from_value(json!({
             "message_id": "msg_00000000000000000000000000000001", "session": "python/main",
-            "state": "dead", "attempts": 3, "accepted_at_ms": 1, "cause": "agent_out_of_memory",
+            "state": "dead", "attempts": 3, "accepted_at_ms": 1, "cause": "oom_limit",
             "cause_text": "it needed too much memory", "detail": "limit 512 MiB",
         }));
         check(
             CommandError::NotAnswered(message.unwrap()),
             expect![[r#"
                 error: the message msg_…1 was given up after 3 attempts
-                  why:  it needed too much memory: limit 512 MiB [agent_out_of_memory]
+                  why:  it needed too much memory: limit 512 MiB [oom_limit]
                   next: dormouse why msg_…1
                   next: dormouse queue redrive msg_…1
                 exit 1

@@ -258,7 +258,7 @@ mod tests {
     fn play(screen: &Screen, mut terminal: Terminal, is_streamed: bool, as_json: bool) -> String {
         let mut printer = ReplyPrinter::new(&mut terminal, is_streamed, as_json);
         let waking = status(StatusState::Waking { estimate_ms: None }, "waking\u{1b}[2J");
-        let cause = Cause::AgentExited;
+        let cause = Cause::AppExit;
         let retrying = StatusState::Retrying { attempt: 2, at_ms: 1, cause };
         let restarting = StatusState::WaitingToRestart { at_ms: 1, cause };
         for progress in [

@@ -17,8 +17,14 @@ use super::when::Moment;
 use crate::api::shape::{Requested, SessionView};
 
 /// In the order of a life: a session that moves on while it is asked for is seen twice, not missed.
-const NOT_ASLEEP: [Phase; 5] =
-    [Phase::Backoff, Phase::Starting, Phase::Awake, Phase::Draining, Phase::Stopping];
+const NOT_ASLEEP: [Phase; 6] = [
+    Phase::Tripped,
+    Phase::Backoff,
+    Phase::Starting,
+    Phase::Awake,
+    Phase::Draining,
+    Phase::Stopping,
+];
 
 pub(crate) async fn ps(arguments: Ps, context: &mut Context<'_>) -> Result<(), CommandError> {
     let limit = arguments.limit as usize;
@@ -171,7 +177,7 @@ mod tests {
     #[tokio::test]
     async fn sessions_are_listed_once_and_by_name() {
         let mut failing = session("python/zoe", Phase::Backoff);
-        failing["last_failure"] = json!("agent_exited");
+        failing["last_failure"] = json!("app_exit");
         failing["failures"] = json!(2);
         failing["next_start_at_ms"] = json!(NOW + 8_000);
         let answers = vec![
@@ -186,7 +192,7 @@ mod tests {
             SESSION      PHASE                   START  WAITING  FAILURES  LAST FAILURE  CREATED
             openclaw/a   awake                   #3     2        0         -             3 min ago
             python/main  awake                   #3     2        0         -             3 min ago
-            python/zoe   backoff, starts in 8 s  #3     2        2         agent_exited  3 min ago
+            python/zoe   backoff, starts in 8 s  #3     2        2         app_exit  3 min ago
         "#]]
         .assert_eq(&text);
         assert_eq!(asked[0], "GET /v1/sessions?limit=100&phase=backoff");

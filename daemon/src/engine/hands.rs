@@ -67,7 +67,9 @@ impl Hands {
     /// `texts` has the text of every turn that the batch delivers.
     pub(crate) fn act(&self, command: Command, texts: &mut BTreeMap<TurnId, String>) {
         match command {
-            Command::StartInstance { instance } => self.start(instance),
+            Command::StartInstance { instance, memory_limit_bytes } => {
+                self.start(instance, memory_limit_bytes);
+            }
             Command::AdmitBridge { instance, boot, launch } => {
                 let launch = match launch.then(|| self.launch(&instance)).transpose() {
                     Ok(launch) => launch,
@@ -124,11 +126,11 @@ impl Hands {
         Ok(launch)
     }
 
-    fn start(&self, instance: InstanceId) {
+    fn start(&self, instance: InstanceId, memory_limit_bytes: Option<u64>) {
         let agent = self.drivers.agents.of(&instance.session);
         let order = StartOrder {
             instance: instance.clone(),
-            memory_limit_bytes: agent.and_then(|agent| agent.memory_limit_bytes),
+            memory_limit_bytes,
             pids_limit: agent.and_then(|agent| agent.pids_limit),
             when_not_enforceable: match self.drivers.refuse_without_cgroup {
                 true => WhenNotEnforceable::Refuse,

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use std::time::Duration;
+
 use dormouse_core::event::{AgentState, Event};
 use dormouse_core::id::{AgentName, SessionId};
 use dormouse_core::journal::{Because, Decision};
@@ -104,14 +106,24 @@ impl Watch {
             }
             Phase::Awake if self.is_idle_for_good(policy, at) => Some("idle"),
             Phase::Draining if is_over(clocks.drain_at, policy.drain_within) => Some("drain"),
-            Phase::Backoff if self.pause.is_none_or(|pause| at >= pause.over_at) => Some("pause"),
+            Phase::Backoff | Phase::Tripped
+                if self.pause.is_none_or(|pause| at >= pause.over_at) =>
+            {
+                Some("pause")
+            }
             Phase::Asleep
             | Phase::Starting
             | Phase::Awake
             | Phase::Draining
             | Phase::Stopping
-            | Phase::Backoff => None,
+            | Phase::Backoff
+            | Phase::Tripped => None,
         }
+    }
+
+    /// The life that ends now was at least this long.
+    pub(super) fn has_lived(&self, window: Duration, at: u64) -> bool {
+        at >= self.clocks.started_at + millis(window)
     }
 
     fn is_idle_for_good(&self, policy: &AgentPolicy, at: u64) -> bool {

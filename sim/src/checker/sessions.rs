@@ -83,12 +83,14 @@ impl Wake {
 pub(super) struct Pause {
     pub(super) over_at: u64,
     over_at_wall: Wall,
+    is_probe: bool,
 }
 
 /// An agent that always fails is started at most this often in ten minutes.
 const STARTS_MAX: usize = 8;
 const STARTS_WINDOW_MS: u64 = 10 * 60 * 1_000;
 const PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
+const PROBE_MAX: Duration = Duration::from_secs(60 * 60);
 
 impl Watch {
     fn new() -> Self {
@@ -329,14 +331,22 @@ impl Checker {
             Because::Exited { summary, failures, restart_at } => {
                 watch.wake = watch.wake.after_exit(summary);
                 let failed = summary.cause.is_some() || (watch.had_work && is_unwanted(summary));
-                check_failure(id, watch, step, failed, *failures, *restart_at)?;
+                let was_long = watch.has_lived(policy.breaker.window, at);
+                let end = Ended { failed, was_long, failures: *failures, restart_at: *restart_at };
+                check_failure(decision, watch, step, &policy, &end)?;
             }
             Because::StartFailed { failures, restart_at, .. } => {
                 watch.never_started.insert(decision.generation);
                 if decision.from == Phase::Starting {
                     watch.wake = Wake::NotAsked;
                 }
-                check_failure(id, watch, step, true, *failures, *restart_at)?;
+                let end = Ended {
+                    failed: true,
+                    was_long: false,
+                    failures: *failures,
+                    restart_at: *restart_at,
+                };
+                check_failure(decision, watch, step, &policy, &end)?;
             }
             _other => {}
         }
@@ -366,7 +376,8 @@ impl Checker {
             watch.clocks = Clocks::begun(at);
             watch.holds.values_mut().for_each(|hold| hold.is_of_the_past = true);
             if let Some(pause) = &mut watch.pause {
-                let left = wall.until(pause.over_at_wall).min(PAUSE_MAX);
+                let longest = if pause.is_probe { PROBE_MAX } else { PAUSE_MAX };
+                let left = wall.until(pause.over_at_wall).min(longest);
                 pause.over_at = at + millis(left);
             }
             if wall_clock_moved {
@@ -460,33 +471,53 @@ fn is_unwanted(summary: &ExitSummary) -> bool {
     summary.stop.is_none() && !is_paced_already
 }
 
-/// Failures are counted, and from the second one on each costs a longer pause.
-fn check_failure(
-    id: &SessionId,
-    watch: &mut Watch,
-    step: &Step,
+/// What a decision says of an end.
+struct Ended {
     failed: bool,
+    /// The life was as long as the breaker's window.
+    was_long: bool,
     failures: u32,
     restart_at: Option<Wall>,
+}
+
+/// Failures are counted, from the second one on each costs a longer pause, and from the breaker's
+/// intensity on the next start is a probe.
+fn check_failure(
+    decision: &Decision,
+    watch: &mut Watch,
+    step: &Step,
+    policy: &AgentPolicy,
+    end: &Ended,
 ) -> Checked {
-    if failed {
-        watch.failures += 1;
-    } else {
-        watch.start_over();
+    let id = &decision.session;
+    match (end.failed, end.was_long) {
+        (true, true) => watch.failures = 1,
+        (true, false) => watch.failures += 1,
+        (false, _) => watch.start_over(),
     }
-    let counted = watch.failures;
+    let (counted, failures) = (watch.failures, end.failures);
     Invariant::BoundedRestarts
         .check(counted == failures, || format!("{id}: {failures} failures, {counted} counted"))?;
-    watch.pause = restart_at.map(|over_at_wall| {
+    watch.pause = end.restart_at.map(|over_at_wall| {
         let left = step.now.wall.until(over_at_wall);
-        Pause { over_at: step.at_ms + millis(left), over_at_wall }
+        let is_probe = decision.to == Phase::Tripped;
+        Pause { over_at: step.at_ms + millis(left), over_at_wall, is_probe }
     });
-    let wanted = if failed && failures >= 2 {
-        PAUSE_MAX.min(Duration::from_secs(4u64.saturating_pow(failures - 2)))
-    } else {
-        Duration::ZERO
+    let is_open = failures >= policy.breaker.intensity;
+    Invariant::BoundedRestarts
+        .check((decision.to == Phase::Tripped) == (end.failed && is_open), || {
+            format!("{id}: {} after failure {failures} of {:?}", decision.to, policy.breaker)
+        })?;
+    let wanted = match failures {
+        _ if !end.failed => Duration::ZERO,
+        _ if is_open => {
+            let doubled = 2u32.saturating_pow(failures - policy.breaker.intensity);
+            PROBE_MAX.min(PAUSE_MAX.saturating_mul(doubled))
+        }
+        0..2 => Duration::ZERO,
+        _ => PAUSE_MAX.min(Duration::from_secs(4u64.saturating_pow(failures - 2))),
     };
-    let given = restart_at.map_or(Duration::ZERO, |at| step.now.wall.until(at));
+    let given = end.restart_at.map_or(Duration::ZERO, |at| step.now.wall.until(at));
     Invariant::BoundedRestarts.check((wanted..=wanted.mul_f64(1.1)).contains(&given), || {
         format!("{id}: failure {failures} costs {given:?}, it should be about {wanted:?}")
     })

@@ -10,7 +10,7 @@ use dormouse_core::cause::Cause;
 use dormouse_core::command::Write;
 use dormouse_core::id::Generation;
 use dormouse_core::journal::Because;
-use dormouse_core::record::{MessageRecord, MessageState};
+use dormouse_core::record::{MessageRecord, MessageState, SessionRecord};
 use dormouse_core::time::Wall;
 use dormouse_store::{KeyRecord, Store};
 
@@ -69,13 +69,23 @@ fn make_fixture() {
     batch.commit().unwrap();
     drop(store);
     assert!(!folder.path().join("dormouse.db-wal").exists(), "closing empties the log");
-    std::fs::copy(folder.path().join("dormouse.db"), fixture(1)).unwrap();
+    std::fs::copy(folder.path().join("dormouse.db"), fixture(2)).unwrap();
 }
 
 #[test]
 fn a_database_of_schema_1_opens_with_all_that_is_in_it() {
+    // What a session has learned of its memory is kept since schema 2.
+    opens(1, SessionRecord { memory: None, ..draining("openclaw/tom") });
+}
+
+#[test]
+fn a_database_of_schema_2_opens_with_all_that_is_in_it() {
+    opens(2, draining("openclaw/tom"));
+}
+
+fn opens(version: u32, expected_tom: SessionRecord) {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::copy(fixture(1), folder.path().join("dormouse.db")).unwrap();
+    std::fs::copy(fixture(version), folder.path().join("dormouse.db")).unwrap();
     let mut store = Store::open(folder.path()).unwrap();
     let reader = reader(folder.path());
     assert_eq!(reader.integrity_check().unwrap(), [""; 0]);
@@ -83,7 +93,7 @@ fn a_database_of_schema_1_opens_with_all_that_is_in_it() {
     let (tom, main) = (session_id("openclaw/tom"), session_id("python/main"));
     let live = store.live_sessions().unwrap();
     let records: Vec<_> = live.iter().map(|stored| stored.record.clone()).collect();
-    assert_eq!(records, [draining("openclaw/tom"), sleeping("python/main")]);
+    assert_eq!(records, [expected_tom, sleeping("python/main")]);
     let leased = live[0].deliveries[0];
     assert_eq!((leased.message, leased.leased_to), (message_id(5), Some(Generation(1))));
     let waiting: Vec<_> = live[1].deliveries.iter().map(|delivery| delivery.message).collect();

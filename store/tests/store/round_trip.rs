@@ -6,7 +6,7 @@ use dormouse_core::event::{DeadLetter, PriorMessage};
 use dormouse_core::evidence::{End, Evidence};
 use dormouse_core::id::Generation;
 use dormouse_core::journal::{Because, ExitSummary};
-use dormouse_core::record::{Delivery, MessageState, SessionRecord, StoredSession};
+use dormouse_core::record::{Circumstances, Delivery, MessageState, SessionRecord, StoredSession};
 use dormouse_core::session::phase::Phase;
 use dormouse_core::time::Wall;
 use dormouse_store::{ApplyError, CommitError, ReadError, Store};
@@ -178,6 +178,7 @@ fn exits_and_decisions_of_every_kind_come_back_word_for_word() {
         cause: None,
         message_in_flight: None,
         evidence: Evidence::bare(End::NeverLaunched),
+        circumstances: Circumstances { attempt: Some(2), lived_ms: 7, ..Circumstances::default() },
         ..exit("python/main", 2)
     };
     let mut writes =

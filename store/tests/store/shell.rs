@@ -59,7 +59,7 @@ fn ids_states_and_causes_are_words_and_times_can_be_printed() {
     let print = |sql: &str| shell(folder.path(), sql);
     assert_eq!(
         print("SELECT id, agent, phase, stop, last_failure FROM session WHERE id = 'openclaw/tom'"),
-        "openclaw/tom|openclaw|draining|operator_restart|agent_out_of_memory\n"
+        "openclaw/tom|openclaw|draining|operator_restart|oom_limit\n"
     );
     assert_eq!(
         print("SELECT id, state, attempts, accepted_at, text, reply FROM message_readable LIMIT 1"),
@@ -75,7 +75,7 @@ fn ids_states_and_causes_are_words_and_times_can_be_printed() {
     );
     assert_eq!(
         print("SELECT json_extract(evidence, '$.end.signal'), cause FROM exit"),
-        "9|agent_out_of_memory\n"
+        "9|oom_limit\n"
     );
     assert_eq!(
         print("SELECT state, messages FROM tally WHERE messages > 0 ORDER BY state"),

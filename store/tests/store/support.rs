@@ -4,11 +4,15 @@ use std::path::Path;
 
 use dormouse_core::cause::Cause;
 use dormouse_core::command::Write;
+use dormouse_core::diagnosis::own::diagnose_exit;
 use dormouse_core::evidence::{AskedBy, End, Evidence};
 use dormouse_core::id::{Generation, MessageId, SessionId, Subject, TurnId};
 use dormouse_core::journal::{Because, Decision};
-use dormouse_core::record::{ExitRecord, Idempotency, MessageRecord, SessionRecord, StopReason};
+use dormouse_core::record::{
+    Circumstances, ExitRecord, Idempotency, MessageRecord, SessionRecord, StopReason,
+};
 use dormouse_core::session::phase::Phase;
+use dormouse_core::sizing::LearnedMemory;
 use dormouse_core::time::Wall;
 use dormouse_store::{Reader, Store};
 
@@ -39,6 +43,7 @@ pub(crate) fn sleeping(name: &str) -> SessionRecord {
         wake_wanted: false,
         start_took_ms: None,
         last_failure: None,
+        memory: None,
     }
 }
 
@@ -52,7 +57,13 @@ pub(crate) fn draining(name: &str) -> SessionRecord {
         stop: Some(StopReason::OperatorRestart),
         wake_wanted: true,
         start_took_ms: Some(1_234),
-        last_failure: Some(Cause::AgentOutOfMemory),
+        last_failure: Some(Cause::OomLimit),
+        memory: Some(LearnedMemory {
+            limit_bytes: 1 << 30,
+            because: Cause::OomLimit,
+            since: Wall(1_700_000_004_000),
+            peak_survived_bytes: 1 << 29,
+        }),
         ..sleeping(name)
     }
 }
@@ -108,23 +119,26 @@ pub(crate) fn bury(n: u64) -> Write {
 }
 
 pub(crate) fn exit(session: &str, generation: u64) -> ExitRecord {
+    let evidence = Evidence {
+        asked_by: Some(AskedBy::Signal),
+        grace_ran_out: true,
+        uptime_ms: Some(4_000),
+        oom_kills: Some(1),
+        memory_peak_bytes: Some(1 << 30),
+        memory_limit_bytes: Some(u64::MAX),
+        log_tail: "heap out of memory\n\u{1b}[31m\0 \u{fffd}".to_owned(),
+        ..Evidence::bare(End::Signaled { signal: 9 })
+    };
     ExitRecord {
         session: session_id(session),
         generation: Generation(generation),
         at: Wall(1_700_000_004_000 + generation),
         phase: Phase::Awake,
-        cause: Some(Cause::AgentOutOfMemory),
+        cause: Some(Cause::OomLimit),
         message_in_flight: Some(message_id(1)),
-        evidence: Evidence {
-            asked_by: Some(AskedBy::Signal),
-            grace_ran_out: true,
-            uptime_ms: Some(4_000),
-            oom_kills: Some(1),
-            memory_peak_bytes: Some(1 << 30),
-            memory_limit_bytes: Some(u64::MAX),
-            log_tail: "heap out of memory\n\u{1b}[31m\0 \u{fffd}".to_owned(),
-            ..Evidence::bare(End::Signaled { signal: 9 })
-        },
+        diagnosis: diagnose_exit(&evidence, &Circumstances::default()),
+        circumstances: Circumstances::default(),
+        evidence,
     }
 }
 

@@ -41,7 +41,7 @@ fn accepted() -> String {
 
 fn retrying() -> String {
     status(
-        r#""state":"retrying","attempt":2,"at_ms":5,"cause":"agent_exited""#,
+        r#""state":"retrying","attempt":2,"at_ms":5,"cause":"app_exit""#,
         "it crashed; next try now",
     )
 }

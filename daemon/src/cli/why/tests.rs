@@ -32,7 +32,7 @@ fn out_of_memory() -> Value {
     json!({
         "session": {
             "session": "python/main", "subject": "local", "phase": "backoff", "generation": 3,
-            "waiting": 1, "failures": 1, "last_failure": "agent_out_of_memory",
+            "waiting": 1, "failures": 1, "last_failure": "oom_limit",
             "next_start_at_ms": NOW + 8_000, "created_at_ms": NOW - 900_000, "start_took_ms": 1_400,
         },
         "verdict": "python/main ran out of memory\u{1b}[31m; it starts in 8 s.",
@@ -40,7 +40,7 @@ fn out_of_memory() -> Value {
         "awake_because": [],
         "last_exit": {
             "generation": 3, "at_ms": NOW - 2_000, "phase": "awake",
-            "cause": "agent_out_of_memory",
+            "cause": "oom_limit",
             "message_in_flight": "msg_00000000000000000000000000000007",
             "evidence": {
                 "end": {"how": "signaled", "signal": 9}, "asked_by": null, "uptime_ms": 28_000,
@@ -69,14 +69,14 @@ fn an_agent_that_ran_out_of_memory() {
               phase            backoff
               starts           3
               waiting          1
-              failures         1 in a row, the last: agent_out_of_memory
+              failures         1 in a row, the last: oom_limit
               next start       13:00:08 (in 8 s)
               last start took  1.4 s
 
             Last end
               start      #3, in phase awake
               at         12:59:58 (2 s ago)
-              cause      agent_out_of_memory: the agent needed more memory than it may use
+              cause      oom_limit: the agent needed more memory than it may use
               end        signal 9 (SIGKILL)
               asked by   nobody, as far as is known
               lived      28 s
@@ -196,7 +196,7 @@ async fn one_life_shows_its_own_rows_and_admits_what_is_not_kept() {
           phase            backoff
           starts           3
           waiting          1
-          failures         1 in a row, the last: agent_out_of_memory
+          failures         1 in a row, the last: oom_limit
           next start       13:00:08 (in 8 s)
           last start took  1.4 s
 

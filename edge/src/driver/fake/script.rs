@@ -4,7 +4,7 @@
 //! the default agent is ready at once and echoes; texts are looked for in the message as they are.
 //! Absent: time other than milliseconds.
 
-use dormouse_core::evidence::{End, Evidence};
+use dormouse_core::evidence::{End, Evidence, OomVictim};
 use serde::Deserialize;
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -172,6 +172,7 @@ impl FakeScript {
         let is_oom = exit == FakeExit::OutOfMemory;
         Some(Evidence {
             oom_kills: Some(u64::from(is_oom)),
+            oom_victim: is_oom.then_some(OomVictim::Main),
             memory_peak_bytes: memory_limit.filter(|_| is_oom),
             memory_limit_bytes: memory_limit,
             log_tail: self.log.clone(),
