@@ -21,6 +21,8 @@ use dormouse_edge::driver::fake::FakeScript;
 use serde::Deserialize;
 use units::{Size, Span};
 
+use crate::machine;
+
 pub(crate) const DEFAULT: &str = include_str!("config/default.toml");
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const FILE_NAME: &str = "dormouse.toml";
@@ -274,6 +276,7 @@ pub(crate) fn load(named: Option<&Path>) -> Result<Loaded, ConfigError> {
     };
     let shown = path.clone().unwrap_or_else(|| PathBuf::from("(built in)"));
     let (mut config, fake_scripts) = parse(&text, &shown)?;
+    config.node.memory_max_bytes = machine::memory_max_bytes();
     if let Ok(listen) = std::env::var("DORMOUSE_LISTEN") {
         config.listen = listen.parse().map_err(|_| ConfigError::Value {
             path: PathBuf::from("environment"),
@@ -535,7 +538,10 @@ mod tests {
         )
         .unwrap();
         let python = AgentName::new("python").unwrap();
-        assert_eq!(written.agents[&python].policy, silent.agents[&python].policy);
+        // The first limit is an example of a number; without one nothing is limited.
+        let memory = MemoryPolicy { first_bytes: Some(512 << 20), ceiling_bytes: None };
+        let expected = AgentPolicy { memory, ..silent.agents[&python].policy.clone() };
+        assert_eq!(written.agents[&python].policy, expected);
         assert_eq!(written.node, silent.node);
         assert_eq!(written.listen, silent.listen);
         assert_eq!(written.orphan_limit, silent.orphan_limit);

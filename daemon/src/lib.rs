@@ -2,7 +2,8 @@
 //!
 //! Read on in this order: `cli` (commands) → `run` (the daemon from first line to last) → `engine`
 //! (the one loop) → `dormouse_core::supervisor` → `dormouse_core::session`. Beside them: `api`
-//! (HTTP), `hub` (who waits for what), `config`, `agents`, `keys`, `gate`, `metrics`, `server`.
+//! (HTTP), `hub` (who waits for what), `config`, `agents`, `keys`, `gate`, `metrics`, `machine`,
+//! `server`.
 //!
 //! Owner: the process. Invariant: a bridge is this same program, and nothing of the daemon is set
 //! up for it. Absent: an interface for other crates; this library exists for its program.
@@ -16,6 +17,7 @@ mod engine;
 mod gate;
 mod hub;
 mod keys;
+mod machine;
 mod metrics;
 mod random;
 mod report;

@@ -181,6 +181,7 @@ mod tests {
         failing["failures"] = json!(2);
         failing["next_start_at_ms"] = json!(NOW + 8_000);
         let answers = vec![
+            page(&[]),
             page(&[failing]),
             page(&[session("python/main", Phase::Starting)]),
             page(&[session("python/main", Phase::Awake), session("openclaw/a", Phase::Awake)]),
@@ -192,11 +193,11 @@ mod tests {
             SESSION      PHASE                   START  WAITING  FAILURES  LAST FAILURE  CREATED
             openclaw/a   awake                   #3     2        0         -             3 min ago
             python/main  awake                   #3     2        0         -             3 min ago
-            python/zoe   backoff, starts in 8 s  #3     2        2         app_exit  3 min ago
+            python/zoe   backoff, starts in 8 s  #3     2        2         app_exit      3 min ago
         "#]]
         .assert_eq(&text);
-        assert_eq!(asked[0], "GET /v1/sessions?limit=100&phase=backoff");
-        assert_eq!(asked.len(), 5);
+        assert_eq!(asked[0], "GET /v1/sessions?limit=100&phase=tripped");
+        assert_eq!(asked.len(), 6);
     }
 
     #[tokio::test]

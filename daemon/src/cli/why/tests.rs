@@ -47,6 +47,13 @@ fn out_of_memory() -> Value {
                 "oom_kills": 1, "memory_peak_bytes": 536_866_816, "memory_limit_bytes": 536_870_912,
                 "log_tail": "1795352370000 out loading\n\u{1b}]0;owned\u{7}touching 500 MiB",
             },
+            "diagnosis": {
+                "verdict": "oom_limit", "confidence": "proved",
+                "sentence": "the agent needed more memory than it may use: it was ended by SIGKILL",
+                "because": [
+                    {"source": "control group", "field": "out-of-memory kills", "value": "1"},
+                ],
+            },
         },
         "timeline": [
             row(90_000_000, 2, "awake", "draining", "nothing needed it for 30 min"),
