@@ -524,6 +524,8 @@ fn distance(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use dormouse_core::sizing::CEILING_FACTOR;
+
     use super::*;
 
     fn parsed(text: &str) -> Result<Config, String> {
@@ -539,7 +541,9 @@ mod tests {
         .unwrap();
         let python = AgentName::new("python").unwrap();
         // The first limit is an example of a number; without one nothing is limited.
-        let memory = MemoryPolicy { first_bytes: Some(512 << 20), ceiling_bytes: None };
+        let first = 512 << 20;
+        let ceiling_bytes = Some(first * CEILING_FACTOR);
+        let memory = MemoryPolicy { first_bytes: Some(first), ceiling_bytes };
         let expected = AgentPolicy { memory, ..silent.agents[&python].policy.clone() };
         assert_eq!(written.agents[&python].policy, expected);
         assert_eq!(written.node, silent.node);
