@@ -106,6 +106,7 @@ struct Stop {
     reason: StopReason,
     /// When the next kill is due, if no exit was seen by then.
     kill_at: Monotonic,
+    kills: u32,
 }
 
 /// What a handler may see and push.
@@ -444,7 +445,7 @@ impl Instance {
         let stop = match record.phase {
             Phase::Stopping => {
                 let reason = record.stop.expect("a session is stopped for a reason");
-                Some(Stop { reason, kill_at: now + limits::KILL_REPEAT_AFTER })
+                Some(Stop { reason, kill_at: now + limits::KILL_REPEAT_AFTER, kills: 0 })
             }
             Phase::Asleep
             | Phase::Starting

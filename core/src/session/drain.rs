@@ -148,7 +148,7 @@ impl Session {
         let kill_at = end_of_grace(ctx);
         let instance = self.instance_mut();
         instance.drain_since = None;
-        instance.stop = Some(Stop { reason, kill_at });
+        instance.stop = Some(Stop { reason, kill_at, kills: 0 });
         self.enter(Phase::Stopping, because, ctx);
         self.command_stop(ctx);
     }
@@ -209,7 +209,11 @@ impl Session {
             return;
         }
         stop.kill_at = now + limits::KILL_REPEAT_AFTER;
-        self.note(Because::KillRepeated, ctx);
+        stop.kills = stop.kills.saturating_add(1);
+        // Ever fewer rows, so that one that never ends does not push its story out of the journal.
+        if stop.kills.is_power_of_two() {
+            self.note(Because::KillRepeated, ctx);
+        }
         ctx.effects.command(Command::KillInstance { instance: self.instance_id() });
     }
 }

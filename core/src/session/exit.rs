@@ -33,7 +33,7 @@ impl Session {
         let paced_as = cause.or_else(|| self.unwanted_end(&evidence, circumstances.stop));
         let summary = ExitSummary::of(&evidence, cause, circumstances.stop);
         let peak_bytes = evidence.memory_peak_bytes;
-        self.size(&diagnosis, peak_bytes, ctx);
+        let has_more_memory = self.size(&diagnosis, peak_bytes, ctx);
         ctx.effects.write(Write::InsertExit(ExitRecord {
             session: self.id.clone(),
             generation: self.generation,
@@ -61,18 +61,29 @@ impl Session {
 
         if let Some(turn) = turn {
             match cause {
+                // The limit was at fault and not the message; that can happen only so often.
+                Some(cause) if has_more_memory => {
+                    self.attempt_was_cut_short(turn, cause, restart_at, ctx);
+                }
                 Some(cause) => self.attempt_died(turn, cause, restart_at, ctx),
-                None => self.attempt_was_cut_short(turn, restart_at, ctx),
+                None => {
+                    self.attempt_was_cut_short(turn, Cause::StoppedDuringTurn, restart_at, ctx);
+                }
             }
         }
 
         let because = Because::Exited { summary, failures: self.failures, restart_at };
-        self.enter_rest(restart, because, ctx);
+        self.enter_rest(restart, because, turn.map(|turn| turn.message), ctx);
         ctx.effects.command(Command::ReleaseInstance { instance: self.instance_id() });
     }
 
-    /// How much memory the next life may use.
-    fn size(&mut self, diagnosis: &Diagnosis, peak_bytes: Option<u64>, ctx: &mut Context<'_>) {
+    /// How much memory the next life may use. `true`: more than this one.
+    fn size(
+        &mut self,
+        diagnosis: &Diagnosis,
+        peak_bytes: Option<u64>,
+        ctx: &mut Context<'_>,
+    ) -> bool {
         let (policy, machine) = (ctx.policy.memory, ctx.node.memory_max_bytes);
         let wants_more = match diagnosis.cause {
             Cause::OomLimit | Cause::OomChild => true,
@@ -86,11 +97,11 @@ impl Session {
             sizing::after_life(policy, self.memory, peak_bytes, now)
         };
         match sized {
-            Sized::Unchanged => return,
+            Sized::Unchanged => return false,
             Sized::Noted(memory) => self.memory = Some(memory),
             Sized::AtCeiling { limit_bytes } => {
                 self.note(Because::MemoryAtCeiling { limit_bytes }, ctx);
-                return;
+                return false;
             }
             Sized::Raised { from_bytes, to } => {
                 self.memory = Some(to);
@@ -104,6 +115,7 @@ impl Session {
             }
         }
         self.dirty = true;
+        matches!(sized, Sized::Raised { .. })
     }
 
     /// An end that is nobody's failure, and yet not what a session that is wanted wants: the next
@@ -147,16 +159,18 @@ impl Session {
         }
     }
 
-    /// We stopped the agent, or its bridge was told to end, while it worked on this message.
+    /// We stopped the agent, or its bridge was told to end, while it worked on this message; or it
+    /// had less memory than it may have. Not held against the message.
     fn attempt_was_cut_short(
         &mut self,
         turn: TurnId,
+        cause: Cause,
         restart_at: Option<Wall>,
         ctx: &mut Context<'_>,
     ) {
         self.note(Because::TurnInterrupted { turn, excused: true }, ctx);
         if ctx.policy.retry == RetrySafety::Ask {
-            self.bury_as_ambiguous(turn, Cause::StoppedDuringTurn, ctx);
+            self.bury_as_ambiguous(turn, cause, ctx);
             return;
         }
         let AfterFailure::Again { attempts, excused } = self.queue.excuse(turn) else {
@@ -164,7 +178,7 @@ impl Session {
         };
         let message = turn.message;
         ctx.effects.write(Write::ReturnDelivery { message, excused, not_before: None });
-        let (at, cause) = (restart_at.unwrap_or(ctx.now.wall), Cause::StoppedDuringTurn);
+        let at = restart_at.unwrap_or(ctx.now.wall);
         ctx.effects.tell(message, News::Retrying { attempt: attempts + 1, at, cause });
     }
 

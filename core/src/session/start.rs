@@ -10,7 +10,7 @@ use crate::breaker::{self, Next};
 use crate::cause::Cause;
 use crate::command::{Command, News};
 use crate::event::AgentState;
-use crate::id::{BootId, TurnId};
+use crate::id::{BootId, MessageId, TurnId};
 use crate::journal::Because;
 use crate::limits;
 use crate::record::StopReason;
@@ -137,7 +137,7 @@ impl Session {
                     failures: self.failures,
                     restart_at: restart.map(|due| due.at_wall),
                 };
-                self.enter_rest(restart, because, ctx);
+                self.enter_rest(restart, because, None, ctx);
             }
             Phase::Awake | Phase::Draining => unreachable!("{} was ready unseen", self.id),
             Phase::Asleep | Phase::Backoff | Phase::Tripped => {
@@ -156,11 +156,13 @@ impl Session {
         Some(Due { at: ctx.now.monotonic + pause, at_wall: ctx.now.wall + pause, is_probe })
     }
 
-    /// Without an instance: asleep, or waiting for the next start to be due.
+    /// Without an instance: asleep, or waiting for the next start to be due. `already_told` knows
+    /// when it is tried again.
     pub(super) fn enter_rest(
         &mut self,
         restart: Option<Due>,
         because: Because,
+        already_told: Option<MessageId>,
         ctx: &mut Context<'_>,
     ) {
         self.backoff = restart;
@@ -170,7 +172,7 @@ impl Session {
         };
         let phase = if due.is_probe { Phase::Tripped } else { Phase::Backoff };
         self.enter(phase, because, ctx);
-        for message in self.queue.messages() {
+        for message in self.queue.messages().filter(|message| Some(*message) != already_told) {
             ctx.effects.tell(message, self.waiting_to_restart(due));
         }
     }

@@ -41,6 +41,7 @@ mod clock;
 mod daemon;
 mod idle;
 mod line;
+mod memory;
 mod operator;
 mod poison;
 mod queue;

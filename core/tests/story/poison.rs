@@ -35,8 +35,6 @@ fn a_message_that_kills_the_agent_is_tried_again_at_once_and_then_after_pauses()
                     [app_exit]; failure 2 in a row, so the next start has to wait
                 m1 hears: the agent's program ended by itself; attempt 3 is due in 1s100ms
                     [app_exit]
-                m1 hears: the agent's program ended by itself; the next start is due in
-                    1s100ms [app_exit]
                 m2 hears: the agent's program ended by itself; the next start is due in
                     1s100ms [app_exit]
                 command: release a/k#2
@@ -274,8 +272,6 @@ fn sigkill_is_out_of_memory_only_if_the_kernel_counted_it() {
                     [killed_outside]; failure 2 in a row, so the next start has to wait
                 m1 hears: something outside Dormouse killed the agent's program; attempt 3 is
                     due in 1s100ms [killed_outside]
-                m1 hears: something outside Dormouse killed the agent's program; the next
-                    start is due in 1s100ms [killed_outside]
                 command: release a/k#2
             a/k backoff, generation 2, failures 2
               m1 pending, attempts 2
@@ -409,8 +405,6 @@ fn ends_that_are_nobodys_failure_do_not_restart_without_a_pause_for_ever() {
                     the next start has to wait
                 m1 hears: the agent was stopped before it had finished; attempt 3 is due in
                     1s100ms [stopped_during_turn]
-                m1 hears: something outside Dormouse killed the agent's program; the next
-                    start is due in 1s100ms [killed_outside]
                 command: release a/k#2
             0s          +2s
             1s100ms     …

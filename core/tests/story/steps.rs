@@ -75,9 +75,16 @@ fn set_limit(policy: &mut AgentPolicy, key: &str, value: &str) {
         "drain" => policy.drain_within = span(value),
         "grace" => policy.stop_grace = span(value),
         "reattach" => policy.reattach_within = span(value),
+        "memory" => policy.memory.first_bytes = Some(mebibytes(value)),
+        "ceiling" => policy.memory.ceiling_bytes = Some(mebibytes(value)),
         "retry" if value == "ask" => policy.retry = RetrySafety::Ask,
         _other => panic!("not a setting of an agent: {key} {value}"),
     }
+}
+
+fn mebibytes(text: &str) -> u64 {
+    let mebibytes: u64 = text.strip_suffix("MiB").and_then(|n| n.parse().ok()).expect("MiB");
+    mebibytes << 20
 }
 
 /// Time, and what befalls the daemon itself.
@@ -320,6 +327,10 @@ fn evidence(end: End, words: &[&str]) -> Evidence {
             ["oom", kills, rest @ ..] => {
                 evidence.oom_kills = Some(number(kills));
                 evidence.oom_victim = (evidence.oom_kills > Some(0)).then_some(OomVictim::Main);
+                rest
+            }
+            ["somebody", "oom", kills, rest @ ..] => {
+                evidence.oom_kills = Some(number(kills));
                 rest
             }
             ["child", "oom", kills, rest @ ..] => {
