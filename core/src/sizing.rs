@@ -146,10 +146,8 @@ mod tests {
     const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
     fn raised(learned: Option<LearnedMemory>) -> Option<LearnedMemory> {
-        match after_want(POLICY, learned, None, Cause::OomLimit, Wall(5)) {
-            Sized::Raised { to, .. } => Some(to),
-            _ => None,
-        }
+        let sized = after_want(POLICY, learned, None, Cause::OomLimit, Wall(5));
+        if let Sized::Raised { to, .. } = sized { Some(to) } else { None }
     }
 
     #[test]

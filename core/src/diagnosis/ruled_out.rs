@@ -8,9 +8,12 @@ use super::facts::{Facts, Known, LogSign, Oom};
 use super::{SIGABRT, SIGKILL, signal_name};
 use crate::cause::Cause;
 
+/// Why it is not that; `None` where it might be.
+type Check = fn(&Facts) -> Option<String>;
+
 /// Of the usual suspects, all but the culprit.
 pub(super) fn ruled_out(facts: &Facts, culprit: Cause) -> Vec<RuledOut> {
-    let suspects: [(Cause, fn(&Facts) -> Option<String>); 6] = [
+    let suspects: [(Cause, Check); 6] = [
         (Cause::OomLimit, not_the_limit),
         (Cause::OomHeap, not_the_heap),
         (Cause::StopTimeoutKill, not_the_grace),

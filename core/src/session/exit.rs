@@ -85,11 +85,8 @@ impl Session {
         ctx: &mut Context<'_>,
     ) -> bool {
         let (policy, machine) = (ctx.policy.memory, ctx.node.memory_max_bytes);
-        let wants_more = match diagnosis.cause {
-            Cause::OomLimit | Cause::OomChild => true,
-            Cause::OomHeap => ctx.policy.heap_follows,
-            _ => false,
-        };
+        let wants_more = matches!(diagnosis.cause, Cause::OomLimit | Cause::OomChild)
+            || (diagnosis.cause == Cause::OomHeap && ctx.policy.heap_follows);
         let now = ctx.now.wall;
         let sized = if wants_more && diagnosis.confidence == Confidence::Proved {
             sizing::after_want(policy, self.memory, machine, diagnosis.cause, now)
