@@ -17,6 +17,7 @@ use dormouse_core::record::MessageState;
 pub(crate) fn status(state: &StatusState) -> String {
     match state {
         StatusState::Accepted { position: 0 } => "accepted".to_owned(),
+        StatusState::Queued { ahead: 0 } => "next, once the agent is awake again".to_owned(),
         StatusState::Accepted { position } | StatusState::Queued { ahead: position } => {
             format!("queued behind {position}")
         }

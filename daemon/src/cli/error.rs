@@ -153,9 +153,14 @@ impl CommandError {
                 let words = format!("dormouse why {session} has the timeline");
                 Report::new(Exit::NotFound, "no_such_start", self).next([&words])
             }
-            Self::Run(source) => Report::new(Exit::Failed, "daemon_failed", source)
-                .because(source)
-                .next(["dormouse doctor shows what this machine lacks"]),
+            Self::Run(source) => {
+                let next = if crate::report::chain(source).contains("is malformed") {
+                    "the database is damaged, and was left as it is: put back a copy of it"
+                } else {
+                    "dormouse doctor shows what this machine lacks"
+                };
+                Report::new(Exit::Failed, "daemon_failed", source).because(source).next([next])
+            }
             Self::Runtime(_) => Report::new(Exit::LocalFault, "no_runtime", self)
                 .because(self)
                 .next(["look at the limits of open files and processes (ulimit -a)"]),
