@@ -16,6 +16,10 @@ use crate::rundir::{CgroupSpec, CgroupVersion};
 
 /// Version 1 writes "no limit" as the largest page-aligned number; nothing real comes near.
 const NO_LIMIT_BYTES: u64 = 1 << 62;
+/// A file of a group, and a name in it.
+type Counter = (&'static str, &'static str);
+const OOM_KILLS_V1: Counter = ("memory.oom_control", "oom_kill");
+const PIDS_REFUSED: Counter = ("pids.events", "max");
 /// Groups made by agents inside their own are followed this deep.
 const NESTING_MAX: usize = 8;
 
@@ -26,7 +30,14 @@ pub(crate) struct Cgroup {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
+    /// In the agent's group and those that it made below.
     pub(crate) oom_kills: Option<u64>,
+    /// In the agent's group alone.
+    pub(crate) oom_kills_own: Option<u64>,
+    /// How often memory ran out at that group's own limit. Version 2 only.
+    pub(crate) limit_ooms: Option<u64>,
+    /// Processes and threads that the limit on their number kept from being made.
+    pub(crate) pids_refused: Option<u64>,
     pub(crate) memory_peak_bytes: Option<u64>,
     pub(crate) memory_limit_bytes: Option<u64>,
 }
@@ -35,6 +46,11 @@ impl Counters {
     /// Out-of-memory kills since `earlier`.
     pub(crate) fn oom_kills_since(&self, earlier: &Counters) -> Option<u64> {
         Some(self.oom_kills?.saturating_sub(earlier.oom_kills?))
+    }
+
+    /// Processes and threads refused since `earlier`.
+    pub(crate) fn pids_refused_since(&self, earlier: &Counters) -> Option<u64> {
+        Some(self.pids_refused?.saturating_sub(earlier.pids_refused?))
     }
 }
 
@@ -45,19 +61,35 @@ impl Cgroup {
 
     /// Open `cgroup.procs` files: a new process that writes `0` to each is a member of all.
     pub(crate) fn open_to_join(&self) -> Result<Vec<File>, (PathBuf, io::Error)> {
-        let folders = std::iter::once(&self.spec.agent_folder).chain(&self.spec.extra_folders);
         let open = |folder: &PathBuf| {
             let path = folder.join("cgroup.procs");
             OpenOptions::new().write(true).open(&path).map_err(|error| (path, error))
         };
-        folders.map(open).collect()
+        self.folders().map(open).collect()
+    }
+
+    fn folders(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.spec.agent_folder).chain(&self.spec.extra_folders)
+    }
+
+    pub(crate) fn spec(&self) -> &CgroupSpec {
+        &self.spec
     }
 
     pub(crate) fn counters(&self) -> Counters {
         let folder = &self.spec.agent_folder;
+        // Read once: two readings might be of two times.
+        let oom_kills_own = match self.spec.version {
+            CgroupVersion::V1 => read_field(&folder.join(OOM_KILLS_V1.0), OOM_KILLS_V1.1),
+            CgroupVersion::V2 => read_own_event(folder, "oom_kill"),
+        };
+        let below = || sum_below_v1(folder, OOM_KILLS_V1, NESTING_MAX);
         match self.spec.version {
             CgroupVersion::V1 => Counters {
-                oom_kills: oom_kills_v1(folder, NESTING_MAX),
+                oom_kills: oom_kills_own.map(|own| own + below()),
+                oom_kills_own,
+                limit_ooms: None,
+                pids_refused: self.folders().find_map(|f| sum_v1(f, PIDS_REFUSED, NESTING_MAX)),
                 memory_peak_bytes: read_number(&folder.join("memory.max_usage_in_bytes")),
                 memory_limit_bytes: read_number(&folder.join("memory.limit_in_bytes"))
                     .filter(|bytes| *bytes < NO_LIMIT_BYTES),
@@ -65,6 +97,9 @@ impl Cgroup {
             CgroupVersion::V2 => Counters {
                 // Version 2 counts the groups below in.
                 oom_kills: read_field(&folder.join("memory.events"), "oom_kill"),
+                oom_kills_own,
+                limit_ooms: read_own_event(folder, "oom"),
+                pids_refused: read_field(&folder.join(PIDS_REFUSED.0), PIDS_REFUSED.1),
                 memory_peak_bytes: read_number(&folder.join("memory.peak")),
                 // "max" is no number, and no limit.
                 memory_limit_bytes: read_number(&folder.join("memory.max")),
@@ -117,10 +152,21 @@ fn list_members(folder: &Path, nesting_left: usize, members: &mut Vec<Pid>) {
     }
 }
 
-fn oom_kills_v1(folder: &Path, nesting_left: usize) -> Option<u64> {
-    let own = read_field(&folder.join("memory.oom_control"), "oom_kill")?;
+/// Version 1 counts in each group for itself.
+fn sum_v1(folder: &Path, counter: Counter, nesting_left: usize) -> Option<u64> {
+    let own = read_field(&folder.join(counter.0), counter.1)?;
+    Some(own + sum_below_v1(folder, counter, nesting_left))
+}
+
+fn sum_below_v1(folder: &Path, counter: Counter, nesting_left: usize) -> u64 {
     let below = folders_below(folder, nesting_left);
-    Some(below.iter().filter_map(|below| oom_kills_v1(below, nesting_left - 1)).sum::<u64>() + own)
+    below.iter().filter_map(|below| sum_v1(below, counter, nesting_left - 1)).sum()
+}
+
+/// Without the groups below, as far as the kernel (from 5.2 on) tells them apart.
+fn read_own_event(folder: &Path, name: &str) -> Option<u64> {
+    let files = ["memory.events.local", "memory.events"];
+    files.into_iter().find_map(|file| read_field(&folder.join(file), name))
 }
 
 fn folders_below(folder: &Path, nesting_left: usize) -> Vec<PathBuf> {
@@ -169,15 +215,23 @@ mod tests {
                 ("child/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"),
                 ("memory.max_usage_in_bytes", "1048576\n"),
                 ("memory.limit_in_bytes", "9223372036854771712\n"),
+                ("pids/pids.events", "max 5\n"),
+                ("pids/child/pids.events", "max 2\n"),
             ],
         );
-        let counters = cgroup(&scratch, CgroupVersion::V1).counters();
-        assert_eq!(counters.oom_kills, Some(3));
+        let mut cgroup = cgroup(&scratch, CgroupVersion::V1);
+        assert_eq!(cgroup.counters().pids_refused, None);
+        cgroup.spec.extra_folders.push(scratch.path().join("pids"));
+        let counters = cgroup.counters();
+        assert_eq!((counters.oom_kills, counters.oom_kills_own), (Some(3), Some(2)));
+        assert_eq!((counters.pids_refused, counters.limit_ooms), (Some(7), None));
         assert_eq!(counters.memory_peak_bytes, Some(1 << 20));
         assert_eq!(counters.memory_limit_bytes, None);
-        let earlier = Counters { oom_kills: Some(1), ..Counters::default() };
+        let earlier = Counters { oom_kills: Some(1), pids_refused: Some(4), ..counters };
         assert_eq!(counters.oom_kills_since(&earlier), Some(2));
+        assert_eq!(counters.pids_refused_since(&earlier), Some(3));
         assert_eq!(counters.oom_kills_since(&Counters::default()), None);
+        assert_eq!(counters.pids_refused_since(&Counters::default()), None);
     }
 
     #[test]
@@ -189,17 +243,25 @@ mod tests {
                 ("memory.events", "low 0\nhigh 0\nmax 9\noom 4\noom_kill 1\noom_group_kill 7\n"),
                 ("memory.peak", "2097152\n"),
                 ("memory.max", "4194304\n"),
+                ("pids.events", "max 3\n"),
             ],
         );
         let cgroup = cgroup(&scratch, CgroupVersion::V2);
         let expected = Counters {
             oom_kills: Some(1),
+            oom_kills_own: Some(1),
+            limit_ooms: Some(4),
+            pids_refused: Some(3),
             memory_peak_bytes: Some(2 << 20),
             memory_limit_bytes: Some(4 << 20),
         };
         assert_eq!(cgroup.counters(), expected);
-        write(&scratch, &[("memory.max", "max\n")]);
-        assert_eq!(cgroup.counters().memory_limit_bytes, None);
+        let own = "low 0\nhigh 0\nmax 9\noom 2\noom_kill 0\noom_group_kill 0\n";
+        write(&scratch, &[("memory.max", "max\n"), ("memory.events.local", own)]);
+        let counters = cgroup.counters();
+        assert_eq!(counters.memory_limit_bytes, None);
+        assert_eq!((counters.oom_kills, counters.oom_kills_own), (Some(1), Some(0)));
+        assert_eq!(counters.limit_ooms, Some(2));
     }
 
     #[test]

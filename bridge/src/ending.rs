@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
-use dormouse_core::diagnosis::facts;
+use dormouse_core::diagnosis::signal_name;
 use dormouse_core::event::TurnOutcome;
-use dormouse_core::evidence::{AskedBy, End, Evidence};
+use dormouse_core::evidence::{AskedBy, End, Evidence, OomVictim};
 use dormouse_core::time::millis;
 use rustix::process::Signal;
 use tokio::time::Instant;
@@ -20,6 +20,7 @@ use crate::adapter::openai::SETTLE_SPAN;
 use crate::child::FromPipes;
 use crate::counters::{Cgroup, Counters};
 use crate::instance::{Instance, LineState};
+use crate::log::first_error;
 use crate::reaper::{self, Ended, ExitStatus, Left};
 
 /// For stops that nobody sent a grace with.
@@ -126,6 +127,7 @@ impl Instance {
     // ---- clocks ----
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let look_at_oom = self.oom.next_look();
         let settling = match &self.agent {
             Some(Agent::Openai(openai)) => openai.settling.as_ref().map(|(at, _)| *at),
             _ => None,
@@ -138,12 +140,15 @@ impl Instance {
             Phase::Clearing(Clearing { kills, .. }) | Phase::Refused(kills) => Some(kills.next_at),
             Phase::Over { .. } | Phase::Left => None,
         };
-        [settling, by_phase, self.orphaned_at()].into_iter().flatten().min()
+        [settling, by_phase, self.orphaned_at(), look_at_oom].into_iter().flatten().min()
     }
 
     pub(crate) fn on_deadline(&mut self) {
         let now = Instant::now();
         self.settle(now);
+        if self.oom.next_look().is_some_and(|at| at <= now) {
+            self.look_at_oom();
+        }
         if self.orphaned_at().is_some_and(|at| at <= now) {
             match self.phase {
                 Phase::Over { .. } => self.phase = Phase::Left,
@@ -214,12 +219,15 @@ impl Instance {
         if self.process.as_ref().is_none_or(|process| process.pid != ended.pid) {
             return;
         }
+        let (oom_kills, oom_victim) = self.settle_oom(ended);
         if matches!(self.agent, Some(Agent::Exec(_))) {
-            return self.on_exec_turn_ended(ended);
+            return self.on_exec_turn_ended(ended, oom_kills, oom_victim);
         }
-        let (end, words) = match ended.status {
-            ExitStatus::Code(code) => (End::Exited { code }, format!("with exit code {code}")),
-            ExitStatus::Signal(signal) => (End::Signaled { signal }, format!("by signal {signal}")),
+        self.oom_victim = oom_victim;
+        let end = ended.status.into_end();
+        let words = match ended.status {
+            ExitStatus::Code(code) => format!("with exit code {code}"),
+            ExitStatus::Signal(signal) => format!("by {}", signal_name(signal)),
         };
         self.log.note(&format!("the agent ended {words}"));
         match &mut self.phase {
@@ -229,7 +237,15 @@ impl Instance {
         }
     }
 
-    fn on_exec_turn_ended(&mut self, ended: Ended) {
+    /// The kills in the life of the process that has just ended, and whom they hit. Asked before
+    /// anything else is ended, so that others of the group have no time to be counted.
+    fn settle_oom(&mut self, ended: Ended) -> (u64, Option<OomVictim>) {
+        let counters = self.cgroup.as_ref().map(Cgroup::counters).unwrap_or_default();
+        let was_killed_here = matches!(self.phase, Phase::Clearing(_) | Phase::Refused(_));
+        self.oom.settle(counters, ended.pid, &ended.status.into_end(), was_killed_here)
+    }
+
+    fn on_exec_turn_ended(&mut self, ended: Ended, oom_kills: u64, oom_victim: Option<OomVictim>) {
         reaper::kill_group(ended.pid);
         self.read_rest();
         self.process = None;
@@ -240,7 +256,7 @@ impl Instance {
             if turn.verdict.is_none() {
                 self.add_text(&last_text);
             }
-            match self.exec_outcome(&mut turn, ended.status) {
+            match self.exec_outcome(&mut turn, ended.status, oom_kills, oom_victim) {
                 Some(outcome) => self.finish_turn(outcome),
                 None => self.abandon_running_turn(),
             }
@@ -251,13 +267,17 @@ impl Instance {
     }
 
     /// `None` if the turn was cut short by a stop: whoever asked for that knows what it means.
-    fn exec_outcome(&mut self, turn: &mut ExecTurn, status: ExitStatus) -> Option<TurnOutcome> {
+    fn exec_outcome(
+        &mut self,
+        turn: &mut ExecTurn,
+        status: ExitStatus,
+        oom_kills: u64,
+        oom_victim: Option<OomVictim>,
+    ) -> Option<TurnOutcome> {
         if let Some(verdict) = turn.verdict.take() {
             return Some(verdict);
         }
-        let counters = self.cgroup.as_ref().map(Cgroup::counters).unwrap_or_default();
-        let oom_kills = counters.oom_kills_since(&turn.counters_before).unwrap_or(0);
-        match turn.failure(status, oom_kills) {
+        match turn.failure(status, oom_kills, oom_victim) {
             None => Some(self.turns.answer_with_text(Some(0))),
             Some(_) if self.stop.is_some() => None,
             failure => failure,
@@ -298,6 +318,10 @@ impl Instance {
 
     /// Makes sure that nothing of the agent lives, then says how it ended.
     pub(crate) fn clear(&mut self, end: Option<End>) {
+        if end.is_none() {
+            // The last moment at which SIGKILL would be the kernel's.
+            self.look_at_oom();
+        }
         let kills = Kills::begin();
         self.phase = Phase::Clearing(Clearing { end, kills, hear_out_until: None });
         self.kill_again();
@@ -366,20 +390,20 @@ impl Instance {
         };
         // The kernel says that there is no child only after it gave out every child's status.
         let end = end.expect("the agent's own end is seen before the end of all children");
+        let log_tail = self.log.tail();
         let started_at = self.process.as_ref().map(|process| process.started_at);
         let started_at = started_at.or(self.launched_at);
-        let log_tail = self.log.tail();
         Evidence {
             end,
             asked_by: self.stop.as_ref().map(|stop| stop.asked_by),
             grace_ran_out: self.stop.as_ref().is_some_and(|stop| stop.grace_ran_out),
             uptime_ms: started_at.map(|at| millis(at.elapsed())),
             oom_kills: counters.oom_kills_since(&self.counters_at_launch),
+            oom_victim: self.oom_victim,
+            pids_refused: counters.pids_refused_since(&self.counters_at_launch),
             memory_peak_bytes: counters.memory_peak_bytes,
             memory_limit_bytes: counters.memory_limit_bytes,
-            oom_victim: None,
-            pids_refused: None,
-            first_error: facts::first_error_line(&log_tail).map(str::to_owned),
+            first_error: first_error(&log_tail),
             log_tail,
         }
     }

@@ -113,8 +113,9 @@ pub enum ToBridge {
     Release,
 }
 
-/// What to execute, and how to talk to it. `{port}`, `{session}`, `{key}` and `{workspace}` are
-/// filled in by the bridge, in `command`, in the values of `env`, and in the adapter's texts.
+/// What to execute, and how to talk to it. `{port}`, `{session}`, `{key}`, `{workspace}`, and of
+/// the instance's memory limit `{memory_mib}` and `{heap_mib}`, are filled in by the bridge: in
+/// `command`, in the values of `env`, and in the adapter's texts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
     /// Program and arguments; the program is looked up in the `PATH` of `env`.
@@ -126,6 +127,16 @@ pub struct Launch {
     pub adapter: Adapter,
     /// How long the bridge goes on without a daemon before it stops its agent and ends.
     pub orphan_limit_ms: u64,
+    /// The share of the memory limit that `{heap_mib}` is.
+    #[serde(default = "heap_percent_default")]
+    pub heap_percent: u32,
+}
+
+/// A runtime needs memory beside its heap: code, stacks, buffers, and the programs it starts.
+pub const HEAP_PERCENT_DEFAULT: u32 = 75;
+
+fn heap_percent_default() -> u32 {
+    HEAP_PERCENT_DEFAULT
 }
 
 /// How to talk to the agent.

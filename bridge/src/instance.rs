@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use dormouse_core::cause::Cause;
 use dormouse_core::event::{AgentState, TurnOutcome};
-use dormouse_core::evidence::AskedBy;
+use dormouse_core::evidence::{AskedBy, OomVictim};
 use dormouse_core::id::{BootId, TurnId};
 use dormouse_core::limits::REPLY_BYTES_MAX;
 use tokio::time::Instant;
@@ -34,6 +34,7 @@ use crate::ending::{Phase, Stop};
 use crate::frames::{FromBridge, Hello, Launch, PROTOCOL_VERSION, ToBridge};
 use crate::hold::Holds;
 use crate::log::{Log, Stream};
+use crate::oom::OomWatch;
 use crate::rundir::{RunFolder, Spec};
 use crate::turn::{Offer, ReplyTooLarge, Turns};
 
@@ -58,6 +59,9 @@ pub(crate) struct Instance {
     pub(crate) launched_at: Option<Instant>,
     pub(crate) was_ready: bool,
     pub(crate) counters_at_launch: Counters,
+    pub(crate) oom: OomWatch,
+    /// Known from the end of the agent's own process on.
+    pub(crate) oom_victim: Option<OomVictim>,
     pub(crate) turns: Turns,
     holds: Holds,
     told: Told,
@@ -88,6 +92,8 @@ pub(crate) enum LineState {
 pub(crate) enum FromAgent {
     Pipes(FromPipes),
     Http(HttpSaid),
+    /// The kernel tells so many times that memory runs out, or did.
+    OutOfMemory(u64),
 }
 
 impl Instance {
@@ -105,6 +111,8 @@ impl Instance {
             launched_at: None,
             was_ready: false,
             counters_at_launch: Counters::default(),
+            oom: OomWatch::default(),
+            oom_victim: None,
             turns: Turns::default(),
             holds: Holds::default(),
             told: Told::default(),
@@ -251,14 +259,14 @@ impl Instance {
     }
 
     fn start_exec_turn(&mut self, turn: TurnId, text: &str) {
-        let counters_before = self.cgroup.as_ref().map(Cgroup::counters).unwrap_or_default();
+        self.oom.begin(self.cgroup.as_ref().map(Cgroup::counters).unwrap_or_default());
         let environment = turn_environment(&self.spec.session, turn);
         match self.spawn(&environment, true) {
             Ok(mut process) => {
                 process.queue_input(text.as_bytes());
                 process.close_input();
                 self.process = Some(process);
-                let turn = Some(ExecTurn::new(counters_before));
+                let turn = Some(ExecTurn::default());
                 self.agent = Some(Agent::Exec(Exec { turn }));
             }
             Err(error) => self.finish_turn(not_executed(&error)),
@@ -305,7 +313,7 @@ impl Instance {
     /// The next thing that the agent does; never ends while there can be none. Loses nothing when
     /// dropped.
     pub(crate) async fn next(&mut self, buffer: &mut [u8]) -> FromAgent {
-        let Self { process, agent, .. } = self;
+        let Self { process, agent, oom, .. } = self;
         let pipes = async {
             match process {
                 Some(process) => process.next(buffer).await,
@@ -321,6 +329,22 @@ impl Instance {
         tokio::select! {
             from_pipes = pipes => FromAgent::Pipes(from_pipes),
             said = http => FromAgent::Http(said),
+            times = oom.next() => FromAgent::OutOfMemory(times),
+        }
+    }
+
+    pub(crate) fn on_out_of_memory(&mut self, times: u64) {
+        let process = self.process.as_ref().map(|process| process.pid);
+        if let Some(cgroup) = &self.cgroup {
+            self.oom.on_told(times, cgroup, process);
+        }
+    }
+
+    /// Learns which kills did not hit the agent's own process, while that can be seen.
+    pub(crate) fn look_at_oom(&mut self) {
+        let process = self.process.as_ref().map(|process| process.pid);
+        if let Some(cgroup) = &self.cgroup {
+            self.oom.look(cgroup, process);
         }
     }
 

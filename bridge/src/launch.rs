@@ -16,7 +16,6 @@ use crate::adapter::exec::Exec;
 use crate::adapter::jsonl::Jsonl;
 use crate::adapter::openai::Openai;
 use crate::child::{Process, Program, SpawnError};
-use crate::counters::Cgroup;
 use crate::ending::{FAR_AWAY, Phase};
 use crate::frames::{Adapter, Launch};
 use crate::instance::Instance;
@@ -26,17 +25,31 @@ use crate::template;
 impl Instance {
     pub(crate) fn on_launch(&mut self, launch: Launch) {
         self.orphan_limit = Duration::from_millis(launch.orphan_limit_ms).min(FAR_AWAY);
+        let memory_limit_bytes = self.spec.memory_limit_bytes;
+        if let Some(field) =
+            template::memory_field(&launch).filter(|_| memory_limit_bytes.is_none())
+        {
+            return self.launch_failed(&format!("{field} needs a memory limit, and there is none"));
+        }
         let port = match template::wants_port(&launch).then(template::free_port).transpose() {
             Ok(port) => port,
             Err(error) => return self.launch_failed(&format!("no free port: {error}")),
         };
         let workspace = launch.workspace.clone();
         let session = self.spec.session.clone();
-        let fields = template::Fields { port, session: &session, workspace: &workspace };
-        let launch = self.launch.insert(fields.fill_launch(launch));
+        let fields = template::Fields {
+            port,
+            session: &session,
+            workspace: &workspace,
+            memory_limit_bytes,
+            heap_percent: launch.heap_percent,
+        };
+        let launch = fields.fill_launch(launch);
+        let adapter = launch.adapter.clone();
+        self.launch = Some(launch);
         self.launched_at = Some(Instant::now());
-        self.counters_at_launch = self.cgroup.as_ref().map(Cgroup::counters).unwrap_or_default();
-        match launch.adapter.clone() {
+        self.follow_oom_kills();
+        match adapter {
             Adapter::Exec => {
                 self.agent = Some(Agent::Exec(Exec::default()));
                 self.become_ready();
@@ -55,6 +68,17 @@ impl Instance {
                 }
             }
         }
+    }
+
+    fn follow_oom_kills(&mut self) {
+        let Some(cgroup) = &self.cgroup else { return };
+        self.counters_at_launch = cgroup.counters();
+        // Nothing to hear of where memory is not counted.
+        let is_counted = self.counters_at_launch.oom_kills.is_some();
+        if is_counted && let Err(error) = self.oom.listen(cgroup.spec()) {
+            self.log.note(&format!("the kernel will not tell when memory runs out: {error}"));
+        }
+        self.oom.begin(self.counters_at_launch);
     }
 
     /// Executes the one process of a long-lived agent.

@@ -3,7 +3,7 @@
 //! Read in this order: `frames` (what is said) and `rundir` (what is left in files) are the two
 //! contracts → `run` (start and loop) → `instance` with `launch` and `ending` (what happens when)
 //! → `turn`, `hold` (what the daemon has yet to hear) → `adapter` (one file per kind of agent) →
-//! `child`, `reaper`, `counters` (processes) → `link` (the line) → `framer`, `sse`, `utf8`,
+//! `child`, `reaper`, `counters`, `oom`, `kernel_log` (processes) → `link` (the line) → `framer`, `sse`, `utf8`,
 //! `template`, `log`, `inherited` (bytes, texts, descriptors).
 //!
 //! Owner: one process per instance, started by a driver, ended by the daemon's `release`.
@@ -20,9 +20,11 @@ pub mod frames;
 mod hold;
 mod inherited;
 mod instance;
+mod kernel_log;
 mod launch;
 mod link;
 mod log;
+mod oom;
 mod reaper;
 mod run;
 pub mod rundir;
@@ -34,7 +36,7 @@ mod turn;
 mod utf8;
 
 pub use link::BRIDGE_PATH;
-pub use log::{LINE_BYTES_MAX, LOG_FILE, LOG_FILE_BYTES_MAX, OLD_LOG_FILE};
+pub use log::{LINE_BYTES_MAX, LOG_FILE, LOG_FILE_BYTES_MAX, OLD_LOG_FILE, first_error};
 pub use run::{EXIT_OVER, EXIT_RUN_FOLDER, EXIT_SYSTEM, EXIT_TAKEN, EXIT_USAGE, complain, run};
 
 /// An error with all that is beneath it, for one line of log.

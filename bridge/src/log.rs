@@ -14,8 +14,10 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use dormouse_core::diagnosis::facts::first_error_line;
 use dormouse_core::limits::LOG_TAIL_BYTES_MAX;
 
+use crate::adapter::excerpt;
 use crate::framer::{Framed, LineFramer};
 
 pub const LOG_FILE: &str = "agent.log";
@@ -26,6 +28,7 @@ pub const LOG_FILE_BYTES_MAX: u64 = 4 << 20;
 pub const LINE_BYTES_MAX: usize = 8 << 10;
 
 const CUT_MARK: &str = " …";
+const FIRST_ERROR_BYTES_MAX: usize = 512;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stream {
@@ -42,6 +45,18 @@ impl fmt::Display for Stream {
             Stream::Bridge => "bridge",
         })
     }
+}
+
+/// The first line of a log's tail in which the agent speaks of an error, without its time and
+/// stream. What the bridge itself wrote is passed over.
+pub fn first_error(tail: &str) -> Option<String> {
+    let said = |line| {
+        let (_unix_ms, line) = str::split_once(line, ' ')?;
+        let (stream, text) = line.split_once(' ')?;
+        matches!(stream, "out" | "err").then_some(text)
+    };
+    let texts: Vec<&str> = tail.lines().filter_map(said).collect();
+    first_error_line(&texts.join("\n")).map(|line| excerpt(line, FIRST_ERROR_BYTES_MAX))
 }
 
 #[derive(Debug)]
@@ -222,6 +237,17 @@ mod tests {
 
     use super::*;
     use crate::testing::Scratch;
+
+    #[test]
+    fn the_first_error_is_the_agent_s_and_not_the_bridge_s() {
+        let tail = "1 bridge turn x failed: agent_error\n2 err all is well\n\
+                    3 err ValueError: no key\n4 err Traceback";
+        assert_eq!(first_error(tail).as_deref(), Some("ValueError: no key"));
+        assert_eq!(first_error("1 out fine\n2 bridge error"), None);
+        assert_eq!(first_error("error"), None);
+        let long = format!("1 err error {}", "x".repeat(LINE_BYTES_MAX));
+        assert!(first_error(&long).unwrap().len() < LINE_BYTES_MAX / 2);
+    }
 
     fn written(scratch: &Scratch, name: &str) -> Vec<String> {
         let text = fs::read_to_string(scratch.path().join(name)).unwrap_or_default();

@@ -11,6 +11,7 @@
 
 use std::fs;
 
+use dormouse_core::evidence::End;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
@@ -23,6 +24,15 @@ const LOOKS_MAX: usize = 8;
 pub(crate) enum ExitStatus {
     Code(i32),
     Signal(i32),
+}
+
+impl ExitStatus {
+    pub(crate) fn into_end(self) -> End {
+        match self {
+            ExitStatus::Code(code) => End::Exited { code },
+            ExitStatus::Signal(signal) => End::Signaled { signal },
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -58,6 +58,9 @@ pub struct Spec {
     pub log_folder: PathBuf,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<CgroupSpec>,
+    /// The limit that was ordered for this start, whether it could be enforced or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_bytes: Option<u64>,
 }
 
 /// Where the daemon listens for bridges: `unix:/path/of/socket` or `tcp:127.0.0.1:7766`.
@@ -386,6 +389,7 @@ mod tests {
                 agent_folder: "/sys/fs/cgroup/memory/x".into(),
                 extra_folders: vec!["/sys/fs/cgroup/pids/x".into()],
             }),
+            memory_limit_bytes: Some(512 << 20),
         }
     }
 

@@ -1,4 +1,5 @@
-//! Fills `{port}`, `{session}`, `{key}` and `{workspace}` into what a launch says.
+//! Fills `{port}`, `{session}`, `{key}`, `{workspace}`, `{memory_mib}` and `{heap_mib}` into what a
+//! launch says.
 //!
 //! Owner: `adapter`, once per launch. Invariants: a filled-in value is never looked at again, so
 //! nothing in it can name another field; a field that is not known here stays as it is written.
@@ -12,12 +13,17 @@ use dormouse_core::id::SessionId;
 use crate::frames::{Adapter, Launch, Secret};
 
 const PORT: &str = "{port}";
+/// The fields that need a memory limit.
+const OF_MEMORY: [&str; 2] = ["{memory_mib}", "{heap_mib}"];
 
 #[derive(Debug)]
 pub(crate) struct Fields<'a> {
     pub(crate) port: Option<u16>,
     pub(crate) session: &'a SessionId,
     pub(crate) workspace: &'a Path,
+    pub(crate) memory_limit_bytes: Option<u64>,
+    /// How much of that limit a runtime's own heap may take.
+    pub(crate) heap_percent: u32,
 }
 
 impl Fields<'_> {
@@ -26,9 +32,17 @@ impl Fields<'_> {
             "port" => self.port.map(|port| port.to_string()),
             "session" => Some(self.session.to_string()),
             "key" => Some(self.session.key().to_string()),
+            "memory_mib" => self.memory_limit_bytes.map(|bytes| (bytes >> 20).to_string()),
+            "heap_mib" => self.heap_mib().map(|mib| mib.to_string()),
             "workspace" => Some(self.workspace.to_string_lossy().into_owned()),
             _ => None,
         }
+    }
+
+    /// At least one: a runtime takes 0 for "no limit".
+    fn heap_mib(&self) -> Option<u64> {
+        let share = u128::from(self.memory_limit_bytes?) * u128::from(self.heap_percent) / 100;
+        Some(u64::try_from(share >> 20).unwrap_or(u64::MAX).max(1))
     }
 
     fn fill(&self, template: &str) -> String {
@@ -81,18 +95,27 @@ impl Fields<'_> {
 
 /// Whether a port has to be found for this launch.
 pub(crate) fn wants_port(launch: &Launch) -> bool {
+    mentions(launch, PORT)
+}
+
+/// A field of this launch that needs a memory limit.
+pub(crate) fn memory_field(launch: &Launch) -> Option<&'static str> {
+    OF_MEMORY.into_iter().find(|field| mentions(launch, field))
+}
+
+fn mentions(launch: &Launch, field: &str) -> bool {
     let in_adapter = match &launch.adapter {
         Adapter::Exec | Adapter::Jsonl { .. } => false,
         Adapter::Openai { url, ready, model, headers } => {
-            url.contains(PORT)
-                || ready.as_ref().is_some_and(|ready| ready.contains(PORT))
-                || model.as_ref().is_some_and(|model| model.contains(PORT))
-                || headers.values().any(|value| value.0.contains(PORT))
+            url.contains(field)
+                || ready.as_ref().is_some_and(|ready| ready.contains(field))
+                || model.as_ref().is_some_and(|model| model.contains(field))
+                || headers.values().any(|value| value.0.contains(field))
         }
     };
     in_adapter
-        || launch.command.iter().any(|part| part.contains(PORT))
-        || launch.env.values().any(|value| value.0.contains(PORT))
+        || launch.command.iter().any(|part| part.contains(field))
+        || launch.env.values().any(|value| value.0.contains(field))
 }
 
 /// A loopback port that nobody listens on. Nothing keeps it free until the agent takes it; the
@@ -111,8 +134,17 @@ mod tests {
 
     fn fill(template: &str) -> String {
         let session: SessionId = "python/tom".parse().unwrap();
-        Fields { port: Some(4711), session: &session, workspace: Path::new("/w/{port}") }
-            .fill(template)
+        fields(&session, Some(100 << 20)).fill(template)
+    }
+
+    fn fields(session: &SessionId, memory_limit_bytes: Option<u64>) -> Fields<'_> {
+        Fields {
+            port: Some(4711),
+            session,
+            workspace: Path::new("/w/{port}"),
+            memory_limit_bytes,
+            heap_percent: 75,
+        }
     }
 
     #[test]
@@ -127,6 +159,26 @@ mod tests {
         assert_eq!(fill("{workspace}/x"), "/w/{port}/x");
     }
 
+    #[test]
+    fn memory_is_that_of_the_limit_and_the_heap_its_share() {
+        assert_eq!(fill("{memory_mib} {heap_mib}"), "100 75");
+        let session: SessionId = "python/tom".parse().unwrap();
+        let heap = |bytes| fields(&session, Some(bytes)).fill("{heap_mib}");
+        assert_eq!(heap(1 << 20), "1");
+        assert_eq!(heap((1 << 30) - 1), "767");
+        assert_eq!(heap(u64::MAX), ((u64::MAX / 4 * 3) >> 20).to_string());
+        assert_eq!(fields(&session, None).fill("{heap_mib}"), "{heap_mib}");
+    }
+
+    #[test]
+    fn a_field_of_memory_is_found_wherever_it_stands() {
+        assert_eq!(memory_field(&launch("run", "http://127.0.0.1:1/v1", "")), None);
+        let said = launch("--heap={heap_mib}", "http://127.0.0.1:1/v1", "");
+        assert_eq!(memory_field(&said), Some("{heap_mib}"));
+        let said = launch("run", "http://127.0.0.1:1/v1?{memory_mib}", "");
+        assert_eq!(memory_field(&said), Some("{memory_mib}"));
+    }
+
     fn launch(command: &str, url: &str, header: &str) -> Launch {
         Launch {
             command: vec!["agent".into(), command.into()],
@@ -139,6 +191,7 @@ mod tests {
                 headers: BTreeMap::from([("authorization".into(), Secret(header.into()))]),
             },
             orphan_limit_ms: 1,
+            heap_percent: 75,
         }
     }
 
@@ -153,7 +206,7 @@ mod tests {
     #[test]
     fn every_text_of_a_launch_is_filled() {
         let session: SessionId = "openclaw/main".parse().unwrap();
-        let fields = Fields { port: Some(9), session: &session, workspace: Path::new("/w") };
+        let fields = Fields { port: Some(9), workspace: Path::new("/w"), ..fields(&session, None) };
         let filled = fields.fill_launch(launch("{port}", "http://127.0.0.1:{port}/v1", "k {key}"));
         assert_eq!(filled.command, ["agent", "9"]);
         assert_eq!(filled.env["HOME"].0, "/w");
@@ -166,7 +219,8 @@ mod tests {
     proptest! {
         #[test]
         fn texts_without_a_known_field_come_back_unchanged(text in "[{}a-z:/ ]{0,30}") {
-            let known = ["{port}", "{session}", "{key}", "{workspace}"];
+            let known =
+                ["{port}", "{session}", "{key}", "{workspace}", "{memory_mib}", "{heap_mib}"];
             prop_assume!(!known.iter().any(|field| text.contains(field)));
             prop_assert_eq!(fill(&text), text);
         }

@@ -5,18 +5,20 @@
 //! standard error is log, and its end is in the message of a failure. Absent: spawning, killing.
 
 use dormouse_core::cause::Cause;
+use dormouse_core::diagnosis::{SIGHUP, SIGINT, SIGKILL, SIGTERM, signal_name};
 use dormouse_core::event::TurnOutcome;
+use dormouse_core::evidence::OomVictim;
 use dormouse_core::id::{SessionId, TurnId};
 
 use super::{MESSAGE_BYTES_MAX, excerpt, failed};
 use crate::child::SpawnError;
-use crate::counters::Counters;
 use crate::reaper::ExitStatus;
 use crate::utf8::Utf8Stream;
 
-const SIGKILL: i32 = 9;
 /// How a shell passes on that its command was ended by SIGKILL.
 const EXIT_CODE_OF_SIGKILL: i32 = 128 + SIGKILL;
+const CHILD_OOM_KILLED: &str =
+    ", after the kernel killed a program that it had started, for its memory";
 
 #[derive(Debug, Default)]
 pub(crate) struct Exec {
@@ -24,25 +26,15 @@ pub(crate) struct Exec {
 }
 
 /// The process of one turn.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct ExecTurn {
     output: Utf8Stream,
     last_errors: Vec<u8>,
-    pub(crate) counters_before: Counters,
     /// Decided before the process ended.
     pub(crate) verdict: Option<TurnOutcome>,
 }
 
 impl ExecTurn {
-    pub(crate) fn new(counters_before: Counters) -> Self {
-        Self {
-            output: Utf8Stream::default(),
-            last_errors: Vec::new(),
-            counters_before,
-            verdict: None,
-        }
-    }
-
     /// The text that these bytes of standard output complete.
     pub(crate) fn take_output(&mut self, bytes: &[u8]) -> String {
         self.output.push(bytes)
@@ -59,27 +51,36 @@ impl ExecTurn {
         self.last_errors.drain(..surplus);
     }
 
-    /// What the end of the process means; `None` if the text so far is the answer.
-    pub(crate) fn failure(&self, status: ExitStatus, oom_kills: u64) -> Option<TurnOutcome> {
-        let was_oom_killed = oom_kills > 0
-            && matches!(
-                status,
-                ExitStatus::Signal(SIGKILL) | ExitStatus::Code(EXIT_CODE_OF_SIGKILL)
-            );
+    /// What the end of the process means; `None` if the text so far is the answer. `oom_kills` were
+    /// counted in its life.
+    pub(crate) fn failure(
+        &self,
+        status: ExitStatus,
+        oom_kills: u64,
+        oom_victim: Option<OomVictim>,
+    ) -> Option<TurnOutcome> {
+        let was_oom_killed = oom_kills > 0 && oom_victim != Some(OomVictim::Child);
         let (cause, what, retryable, exit_code) = match status {
             ExitStatus::Code(0) => return None,
-            ExitStatus::Code(code) if was_oom_killed => {
-                let what = "ran out of memory".to_string();
-                (Cause::OomLimit, what, true, Some(code))
-            }
             ExitStatus::Code(code) => {
-                (Cause::AgentError, format!("ended with exit code {code}"), false, Some(code))
+                let why = if oom_kills > 0 { CHILD_OOM_KILLED } else { "" };
+                let what = format!("ended with exit code {code}{why}");
+                let retryable = oom_kills > 0 && code == EXIT_CODE_OF_SIGKILL;
+                (Cause::AgentError, what, retryable, Some(code))
             }
-            ExitStatus::Signal(_) if was_oom_killed => {
-                (Cause::OomLimit, "ran out of memory".to_string(), true, None)
+            ExitStatus::Signal(SIGKILL) if was_oom_killed => {
+                let what = "was killed because it needed more memory than it may use";
+                (Cause::OomLimit, what.to_owned(), true, None)
             }
             ExitStatus::Signal(signal) => {
-                (Cause::KilledOutside, format!("was killed by signal {signal}"), true, None)
+                let name = signal_name(signal);
+                match signal {
+                    SIGHUP | SIGINT | SIGKILL | SIGTERM => {
+                        let what = format!("was ended by {name}, which Dormouse did not send");
+                        (Cause::KilledOutside, what, true, None)
+                    }
+                    _ => (Cause::AppSignal, format!("crashed with {name}"), true, None),
+                }
             }
         };
         let errors = String::from_utf8_lossy(&self.last_errors);
@@ -110,10 +111,19 @@ pub(crate) fn not_executed(error: &SpawnError) -> TurnOutcome {
 mod tests {
     use super::*;
 
-    fn failure(status: ExitStatus, oom_kills: u64, errors: &[u8]) -> String {
-        let mut turn = ExecTurn::new(Counters::default());
+    fn failure(status: ExitStatus, errors: &[u8]) -> String {
+        failure_with_oom(status, 0, None, errors)
+    }
+
+    fn failure_with_oom(
+        status: ExitStatus,
+        oom_kills: u64,
+        oom_victim: Option<OomVictim>,
+        errors: &[u8],
+    ) -> String {
+        let mut turn = ExecTurn::default();
         turn.take_errors(errors);
-        match turn.failure(status, oom_kills) {
+        match turn.failure(status, oom_kills, oom_victim) {
             None => "answered".to_string(),
             Some(TurnOutcome::Failed { cause, message, retryable, exit_code }) => {
                 format!("{cause} {retryable} {exit_code:?} {message}")
@@ -123,38 +133,51 @@ mod tests {
     }
 
     #[test]
-    fn the_status_and_the_counter_decide() {
-        let code = ExitStatus::Code;
-        let signal = ExitStatus::Signal;
-        assert_eq!(failure(code(0), 1, b"warning"), "answered");
+    fn the_status_decides() {
+        assert_eq!(failure(ExitStatus::Code(0), b"warning"), "answered");
         assert_eq!(
-            failure(code(3), 0, b"boom\n"),
+            failure(ExitStatus::Code(3), b"boom\n"),
             "agent_error false Some(3) the program ended with exit code 3: boom"
         );
         assert_eq!(
-            failure(code(137), 0, b""),
+            failure(ExitStatus::Code(137), b""),
             "agent_error false Some(137) the program ended with exit code 137"
         );
+        for signal in [9, 15] {
+            let words = failure(ExitStatus::Signal(signal), b"");
+            assert!(words.starts_with("killed_outside true None the program was"), "{words}");
+        }
         assert_eq!(
-            failure(code(137), 1, b""),
-            "oom_limit true Some(137) the program ran out of memory"
+            failure(ExitStatus::Signal(11), b"core"),
+            "app_signal true None the program crashed with SIGSEGV: core"
         );
-        assert_eq!(
-            failure(signal(9), 0, b""),
-            "killed_outside true None the program was killed by signal 9"
-        );
-        assert_eq!(failure(signal(9), 2, b""), "oom_limit true None the program ran out of memory");
-        assert_eq!(
-            failure(signal(11), 2, b""),
-            "killed_outside true None the program was killed by signal 11"
-        );
+        assert!(failure(ExitStatus::Signal(6), b"").starts_with("app_signal"));
+    }
+
+    #[test]
+    fn a_counted_kill_is_the_cause_only_of_an_end_by_sigkill_that_it_may_have_been() {
+        let cause = |status, victim| {
+            let words = failure_with_oom(status, 2, victim, b"");
+            words.split(' ').next().unwrap().to_owned()
+        };
+        let (main, child) = (Some(OomVictim::Main), Some(OomVictim::Child));
+        assert_eq!(cause(ExitStatus::Signal(9), main), "oom_limit");
+        assert_eq!(cause(ExitStatus::Signal(9), None), "oom_limit");
+        assert_eq!(cause(ExitStatus::Signal(9), child), "killed_outside");
+        assert_eq!(cause(ExitStatus::Signal(11), None), "app_signal");
+        assert_eq!(cause(ExitStatus::Code(0), child), "answered");
+        let words = failure_with_oom(ExitStatus::Code(137), 1, child, b"");
+        assert!(words.starts_with("agent_error true Some(137)"), "{words}");
+        assert!(words.ends_with("killed a program that it had started, for its memory"), "{words}");
+        let words = failure_with_oom(ExitStatus::Code(1), 1, child, b"");
+        assert!(words.starts_with("agent_error false Some(1)"), "{words}");
     }
 
     #[test]
     fn a_failure_carries_the_last_of_a_long_standard_error() {
         let mut errors = vec![b'x'; 3 * MESSAGE_BYTES_MAX];
         errors.extend_from_slice(b"\nthe end");
-        let message = failure(ExitStatus::Code(1), 0, &errors);
+        let message = failure(ExitStatus::Code(1), &errors);
         assert!(message.ends_with("the end") && message.len() < 2 * MESSAGE_BYTES_MAX);
     }
 }

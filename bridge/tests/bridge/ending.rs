@@ -1,20 +1,19 @@
 //! Ends: by themselves, asked for, and by force; and what is proven by then.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use dormouse_bridge::EXIT_OVER;
-use dormouse_bridge::frames::{Adapter, FromBridge, ToBridge};
-use dormouse_bridge::rundir::{CgroupSpec, CgroupVersion};
-use dormouse_core::cause::Cause;
-use dormouse_core::event::{AgentState, TurnOutcome};
+use dormouse_bridge::frames::{Adapter, FromBridge, Secret, ToBridge};
+use dormouse_bridge::rundir::Spec;
+use dormouse_core::event::AgentState;
 use dormouse_core::evidence::{AskedBy, End, Evidence};
 use dormouse_core::limits::LOG_TAIL_BYTES_MAX;
 
 use crate::stage::{Line, Stage, is_running, send_signal, until};
 
 /// Skips what an agent says before its end.
-async fn exited(line: &mut Line) -> Evidence {
+pub(crate) async fn exited(line: &mut Line) -> Evidence {
     loop {
         if let FromBridge::Exited { evidence } = line.next().await {
             return evidence;
@@ -33,6 +32,7 @@ async fn an_exit_code_is_in_the_evidence_with_the_last_lines_of_the_log() {
     assert!(evidence.uptime_ms.is_some());
     assert!(evidence.log_tail.contains(" err Traceback: no key\n"), "{}", evidence.log_tail);
     assert!(evidence.log_tail.contains(" err no newline"), "{}", evidence.log_tail);
+    assert_eq!(evidence.first_error.as_deref(), Some("Traceback: no key"));
     assert_eq!(stage.run_folder().read_exit().unwrap(), Some(evidence));
 }
 
@@ -64,6 +64,33 @@ async fn a_workspace_that_is_not_there_is_told_apart_from_a_program() {
     let mut line = stage.welcome(Some(launch)).await;
     let End::LaunchFailed { error } = line.exited().await.end else { panic!() };
     assert_eq!(error, "the workspace /nowhere/at/all is not a folder");
+}
+
+#[tokio::test]
+async fn memory_and_heap_are_filled_in_from_the_limit_of_this_start() {
+    let stage = Stage::started();
+    let script = "echo \"$HEAP of $1\" > seen; exit 0";
+    let mut launch = stage.launch(
+        Adapter::Jsonl { wait_for_ready: false },
+        &["sh", "-c", script, "sh", "{memory_mib}"],
+    );
+    launch.env.insert("HEAP".into(), Secret("--max-old-space-size={heap_mib}".into()));
+    let mut line = stage.welcome(Some(launch)).await;
+    assert_eq!(exited(&mut line).await.end, End::Exited { code: 0 });
+    assert_eq!(stage.workspace_file("seen").unwrap(), "--max-old-space-size=48 of 64\n");
+}
+
+#[tokio::test]
+async fn a_heap_without_a_memory_limit_is_a_launch_that_failed() {
+    let mut stage = Stage::new();
+    let spec = Spec { memory_limit_bytes: None, ..stage.spec(None) };
+    stage.run_folder().write_spec(&spec).unwrap();
+    stage.start();
+    let adapter = Adapter::Jsonl { wait_for_ready: false };
+    let launch = stage.launch(adapter, &["sh", "-c", "exit {heap_mib}"]);
+    let mut line = stage.welcome(Some(launch)).await;
+    let error = "{heap_mib} needs a memory limit, and there is none".to_string();
+    assert_eq!(line.exited().await.end, End::LaunchFailed { error });
 }
 
 #[tokio::test]
@@ -229,91 +256,4 @@ async fn other_signals_do_not_touch_the_bridge() {
     let mut line = stage.ready(stage.jsonl(script)).await;
     let turn = line.turn(1, "x").await;
     assert_eq!(line.outcome(turn).await, crate::stage::answered("ok"));
-}
-
-/// A memory group of version 1 with a limit, if this machine lets the test make one.
-struct MemoryGroup {
-    folder: PathBuf,
-}
-
-const LIMIT_BYTES: u64 = 64 << 20;
-
-impl MemoryGroup {
-    fn new(name: &str) -> Option<Self> {
-        let name = format!("dormouse-bridge-test-{}-{name}", std::process::id());
-        let folder = Path::new("/sys/fs/cgroup/memory").join(name);
-        std::fs::create_dir(&folder).ok()?;
-        let group = Self { folder };
-        let limit = group.folder.join("memory.limit_in_bytes");
-        std::fs::write(limit, LIMIT_BYTES.to_string()).ok().map(|()| group)
-    }
-
-    fn stage(&self) -> Stage {
-        let mut stage = Stage::with_cgroup(Some(CgroupSpec {
-            version: CgroupVersion::V1,
-            agent_folder: self.folder.clone(),
-            extra_folders: Vec::new(),
-        }));
-        stage.start();
-        stage
-    }
-}
-
-impl Drop for MemoryGroup {
-    fn drop(&mut self) {
-        // Fails while members are left, which the test has then told.
-        let _removed = std::fs::remove_dir(&self.folder);
-    }
-}
-
-fn skip() {
-    let words = "skipped: no memory control group of version 1 can be made here\n";
-    let _said = std::io::Write::write_all(&mut std::io::stderr(), words.as_bytes());
-}
-
-const EAT_MEMORY: &str = "x = []\nwhile True: x.append(bytes(1 << 20))";
-
-#[tokio::test]
-async fn an_agent_that_runs_out_of_memory_is_told_apart_by_the_kernels_counter() {
-    let Some(group) = MemoryGroup::new("agent") else { return skip() };
-    let stage = group.stage();
-    let adapter = Adapter::Jsonl { wait_for_ready: false };
-    let launch = stage.launch(adapter, &["python3", "-c", EAT_MEMORY]);
-    let mut line = stage.welcome(Some(launch)).await;
-    let evidence = exited(&mut line).await;
-    assert_eq!(evidence.end, End::Signaled { signal: 9 });
-    assert_eq!(evidence.asked_by, None);
-    assert!(evidence.oom_kills >= Some(1), "{evidence:?}");
-    assert_eq!(evidence.memory_limit_bytes, Some(LIMIT_BYTES));
-    assert!(evidence.memory_peak_bytes > Some(LIMIT_BYTES / 2), "{evidence:?}");
-}
-
-#[tokio::test]
-async fn a_turns_program_that_runs_out_of_memory_is_told_apart_as_well() {
-    let Some(group) = MemoryGroup::new("turn") else { return skip() };
-    let stage = group.stage();
-    let launch = stage.launch(Adapter::Exec, &["python3", "-c", EAT_MEMORY]);
-    let mut line = stage.ready(launch).await;
-    let turn = line.turn(1, "x").await;
-    let outcome = line.outcome(turn).await;
-    assert!(
-        matches!(outcome, TurnOutcome::Failed { cause: Cause::OomLimit, retryable: true, .. }),
-        "{outcome:?}"
-    );
-    // The limit is the agent's: the bridge goes on.
-    let turn = line.turn(2, "x").await;
-    assert!(matches!(line.outcome(turn).await, TurnOutcome::Failed { .. }));
-}
-
-#[tokio::test]
-async fn whoever_is_in_the_control_group_is_killed_whoever_its_parent_is() {
-    let Some(group) = MemoryGroup::new("stranger") else { return skip() };
-    let stage = group.stage();
-    let mut line = stage.ready(stage.jsonl("next_turn")).await;
-    let mut stranger = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-    std::fs::write(group.folder.join("cgroup.procs"), stranger.id().to_string()).unwrap();
-    line.stop(Duration::from_secs(30)).await;
-    line.exited().await;
-    assert!(!is_running(&stranger.id().to_string()));
-    stranger.wait().unwrap();
 }

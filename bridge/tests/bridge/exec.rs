@@ -103,12 +103,17 @@ async fn an_exit_code_fails_the_turn_with_the_last_words() {
 
 #[tokio::test]
 async fn a_killed_program_may_be_tried_again() {
-    let (_stage, mut line) = started("kill -s SEGV $$").await;
-    let turn = line.turn(1, "x").await;
-    let outcome = line.outcome(turn).await;
-    let (cause, message, retryable, _) = cause(&outcome);
-    assert_eq!((cause, retryable), (Cause::KilledOutside, true));
-    assert_eq!(message, "the program was killed by signal 11");
+    let (_stage, mut line) = started("kill -s $(cat) $$").await;
+    for (number, signal, expected, words) in [
+        (1, "SEGV", Cause::AppSignal, "the program crashed with SIGSEGV"),
+        (2, "KILL", Cause::KilledOutside, "the program was ended by SIGKILL"),
+    ] {
+        let turn = line.turn(number, signal).await;
+        let outcome = line.outcome(turn).await;
+        let (cause, message, retryable, _) = cause(&outcome);
+        assert_eq!((cause, retryable), (expected, true));
+        assert!(message.starts_with(words), "{message}");
+    }
 }
 
 #[tokio::test]

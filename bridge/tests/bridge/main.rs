@@ -8,5 +8,6 @@ mod ending;
 mod exec;
 mod jsonl;
 mod line;
+mod memory;
 mod openai;
 mod stage;

@@ -61,6 +61,7 @@ impl Stage {
             token: Secret("t0ken".into()),
             log_folder: self.root.join("logs"),
             cgroup,
+            memory_limit_bytes: Some(64 << 20),
         }
     }
 
@@ -152,6 +153,7 @@ impl Stage {
             workspace: self.workspace(),
             adapter,
             orphan_limit_ms: 60_000,
+            heap_percent: 75,
         }
     }
 

@@ -251,6 +251,7 @@ impl Shared {
             token: self.config.secret.token_of(instance),
             log_folder: self.config.data.logs_of(&instance.session),
             cgroup,
+            memory_limit_bytes: order.memory_limit_bytes,
         };
         let started =
             folder::start(&self.config.data, &spec, instance, &self.config.bridge_command);

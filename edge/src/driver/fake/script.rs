@@ -4,6 +4,7 @@
 //! the default agent is ready at once and echoes; texts are looked for in the message as they are.
 //! Absent: time other than milliseconds.
 
+use dormouse_core::diagnosis::facts::first_error_line;
 use dormouse_core::evidence::{End, Evidence, OomVictim};
 use serde::Deserialize;
 
@@ -175,6 +176,7 @@ impl FakeScript {
             oom_victim: is_oom.then_some(OomVictim::Main),
             memory_peak_bytes: memory_limit.filter(|_| is_oom),
             memory_limit_bytes: memory_limit,
+            first_error: first_error_line(&self.log).map(str::to_owned),
             log_tail: self.log.clone(),
             ..Evidence::bare(end)
         })

@@ -53,6 +53,7 @@ fn launch() -> ToBridge {
             workspace: PathBuf::from("/"),
             adapter: Adapter::Exec,
             orphan_limit_ms: 1,
+            heap_percent: 75,
         }),
     }
 }

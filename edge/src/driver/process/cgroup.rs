@@ -68,6 +68,7 @@ pub(super) struct CgroupError {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Counters {
     pub(super) oom_kills: Option<u64>,
+    pub(super) pids_refused: Option<u64>,
     pub(super) memory_peak_bytes: Option<u64>,
     pub(super) memory_limit_bytes: Option<u64>,
 }
@@ -209,7 +210,7 @@ pub(super) fn kill_at_once(folder: &Path) -> bool {
 
 pub(super) fn counters(spec: &CgroupSpec) -> Counters {
     match spec.version {
-        CgroupVersion::V1 => v1::counters(&spec.agent_folder),
+        CgroupVersion::V1 => v1::counters(spec),
         CgroupVersion::V2 => v2::counters(&spec.agent_folder),
     }
 }

@@ -88,8 +88,10 @@ impl Remains {
         Evidence {
             asked_by: was_killed.then_some(AskedBy::Driver),
             oom_kills: counters.oom_kills,
+            pids_refused: counters.pids_refused,
             memory_peak_bytes: counters.memory_peak_bytes,
             memory_limit_bytes: counters.memory_limit_bytes,
+            first_error: dormouse_bridge::first_error(&log_tail),
             log_tail,
             ..Evidence::bare(end)
         }

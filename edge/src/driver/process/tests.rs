@@ -117,6 +117,7 @@ impl Rig {
                 workspace: self.driver().workspace_of(&main_1().session),
                 adapter,
                 orphan_limit_ms: 20_000,
+                heap_percent: 75,
             }),
         }
     }

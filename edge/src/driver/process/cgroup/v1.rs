@@ -12,8 +12,8 @@ use dormouse_bridge::rundir::{CgroupSpec, CgroupVersion};
 
 use super::mounts::Mounts;
 use super::{
-    CgroupError, Counters, Limits, PROBE_MEMORY_BYTES, PROBE_PIDS, folders_below, in_words,
-    make_folder, read_field, read_number, set_and_verify, write,
+    CgroupError, Counters, Limits, PROBE_MEMORY_BYTES, PROBE_PIDS, folders_below, folders_of,
+    in_words, make_folder, read_field, read_number, set_and_verify, write,
 };
 use crate::driver::Enforcement;
 
@@ -135,18 +135,22 @@ fn limit_memory(folder: &Path, bytes: u64) -> Result<(), CgroupError> {
     Ok(())
 }
 
-pub(super) fn counters(folder: &Path) -> Counters {
+pub(super) fn counters(spec: &CgroupSpec) -> Counters {
+    let folder = &spec.agent_folder;
+    let refused = |folder: &PathBuf| sum_of(folder, ("pids.events", "max"), super::NESTING_MAX);
     Counters {
-        oom_kills: oom_kills(folder, super::NESTING_MAX),
+        oom_kills: sum_of(folder, ("memory.oom_control", "oom_kill"), super::NESTING_MAX),
+        pids_refused: folders_of(spec).find_map(refused),
         memory_peak_bytes: read_number(&folder.join("memory.max_usage_in_bytes")),
         memory_limit_bytes: read_number(&folder.join(MEMORY_LIMIT))
             .filter(|bytes| *bytes < NO_LIMIT_BYTES),
     }
 }
 
-/// Each group counts its own kills only.
-fn oom_kills(folder: &Path, nesting_left: usize) -> Option<u64> {
-    let own = read_field(&folder.join("memory.oom_control"), "oom_kill")?;
+/// Each group counts for itself only.
+fn sum_of(folder: &Path, (file, name): (&str, &str), nesting_left: usize) -> Option<u64> {
+    let own = read_field(&folder.join(file), name)?;
     let below = folders_below(folder).into_iter().filter(|_| nesting_left > 0);
-    Some(own + below.filter_map(|below| oom_kills(&below, nesting_left - 1)).sum::<u64>())
+    let below = below.filter_map(|below| sum_of(&below, (file, name), nesting_left - 1));
+    Some(own + below.sum::<u64>())
 }

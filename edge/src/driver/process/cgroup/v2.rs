@@ -222,6 +222,7 @@ pub(super) fn counters(folder: &Path) -> Counters {
     Counters {
         // Groups below are counted in.
         oom_kills: read_field(&folder.join("memory.events"), "oom_kill"),
+        pids_refused: read_field(&folder.join("pids.events"), "max"),
         memory_peak_bytes: read_number(&folder.join("memory.peak")),
         // "max" is no number, and no limit.
         memory_limit_bytes: read_number(&folder.join("memory.max")),

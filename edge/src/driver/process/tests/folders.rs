@@ -44,6 +44,7 @@ fn spec_of(rig: &Rig, instance: &InstanceId) -> Spec {
         token: Secret("x".into()),
         log_folder: rig.config.data.logs_of(&instance.session),
         cgroup: None,
+        memory_limit_bytes: None,
     }
 }
 
