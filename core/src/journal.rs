@@ -120,6 +120,8 @@ pub enum Because {
         restart_at: Option<Wall>,
     },
     BackoffEnded,
+    /// Several sessions of its agent failed at their start; one of them is tried first.
+    AgentHeldBack,
     /// After a death that is proved to be for want of memory.
     MemoryRaised {
         from_bytes: u64,
@@ -211,6 +213,8 @@ pub(crate) fn count(n: u64, one: &str, many: &str) -> String {
 }
 
 const KILL_REPEATED: &str = "its end was not confirmed in time; ordered to be killed";
+const AGENT_HELD_BACK: &str =
+    "not started yet: other sessions of its agent failed at their start, and one is tried first";
 const AGENT_NOT_CONFIGURED: &str = "not started, because its agent is not in the config any more";
 
 impl fmt::Display for Because {
@@ -227,8 +231,7 @@ impl fmt::Display for Because {
                 write!(f, "the agent was ready after {}", span(*took_ms))
             }
             Because::MessageBuried { message, cause, attempts } => {
-                let tries = count(u64::from(*attempts), "attempt", "attempts");
-                write!(f, "{message} was dead-lettered after {tries} [{cause}]")
+                message_buried(f, *message, *cause, *attempts)
             }
             Because::MessageDropped { message, by } => write!(f, "{by} dropped {message}"),
             Because::MessageRedriven { dead, message, by } => {
@@ -247,15 +250,12 @@ impl fmt::Display for Because {
             }
             Because::KillRepeated => f.write_str(KILL_REPEATED),
             Because::BrokeProtocol { what } => write!(f, "its bridge broke the protocol: {what}"),
-            Because::HoldTaken { name, for_ms } => {
-                write!(f, "the agent asked to stay awake for {} ({name})", span(*for_ms))
-            }
+            Because::HoldTaken { name, for_ms } => hold_taken(f, name, *for_ms),
             Because::TurnStarted { turn } => {
                 write!(f, "{} was handed to the agent, attempt {}", turn.message, turn.attempt)
             }
             Because::TurnAnswered { turn, took_ms, bytes } => {
-                let bytes = count(*bytes, "byte", "bytes");
-                write!(f, "{} was answered in {} ({bytes})", turn.message, span(*took_ms))
+                turn_answered(f, turn, *took_ms, *bytes)
             }
             Because::TurnFailed { turn, cause, message, retry_at } => {
                 turn_failed(f, turn, *cause, message, retry_at.is_some())
@@ -275,26 +275,58 @@ impl fmt::Display for Because {
                 write!(f, "{summary}")?;
                 restart(f, *failures, restart_at.is_some())
             }
+            Because::AgentHeldBack => f.write_str(AGENT_HELD_BACK),
             Because::BackoffEnded => f.write_str("the pause before the next start is over"),
-            Because::MemoryRaised { from_bytes, to_bytes, cause } => {
-                let (from, to) = (mebibytes(*from_bytes), mebibytes(*to_bytes));
-                write!(f, "its memory limit goes from {from} to {to} for the next start [{cause}]")
+            Because::MemoryRaised { from_bytes: from, to_bytes: to, cause } => {
+                memory_raised(f, *from, *to, *cause)
             }
-            Because::MemoryAtCeiling { limit_bytes } => {
-                let limit = mebibytes(*limit_bytes);
-                write!(f, "it needs more memory, and {limit} is the most that it may have")
+            Because::MemoryAtCeiling { limit_bytes } => memory_at_ceiling(f, *limit_bytes),
+            Because::MemoryLowered { from_bytes: from, to_bytes: to } => {
+                memory_lowered(f, *from, *to)
             }
-            Because::MemoryLowered { from_bytes, to_bytes } => {
-                let (from, to) = (mebibytes(*from_bytes), mebibytes(*to_bytes));
-                write!(f, "less was enough for long: its memory limit goes from {from} to {to}")
-            }
-            Because::Recovered { waiting } => {
-                let messages = count(*waiting as u64, "message", "messages");
-                write!(f, "the daemon came back and found {messages} waiting")
-            }
+            Because::Recovered { waiting } => recovered(f, *waiting),
             Because::AgentNotConfigured => f.write_str(AGENT_NOT_CONFIGURED),
         }
     }
+}
+
+fn message_buried(
+    f: &mut fmt::Formatter<'_>,
+    message: MessageId,
+    cause: Cause,
+    attempts: u32,
+) -> fmt::Result {
+    let tries = count(u64::from(attempts), "attempt", "attempts");
+    write!(f, "{message} was dead-lettered after {tries} [{cause}]")
+}
+
+fn turn_answered(f: &mut fmt::Formatter<'_>, turn: &TurnId, took: u64, bytes: u64) -> fmt::Result {
+    let bytes = count(bytes, "byte", "bytes");
+    write!(f, "{} was answered in {} ({bytes})", turn.message, span(took))
+}
+
+fn recovered(f: &mut fmt::Formatter<'_>, waiting: usize) -> fmt::Result {
+    let messages = count(waiting as u64, "message", "messages");
+    write!(f, "the daemon came back and found {messages} waiting")
+}
+
+fn memory_raised(f: &mut fmt::Formatter<'_>, from: u64, to: u64, cause: Cause) -> fmt::Result {
+    let (from, to) = (mebibytes(from), mebibytes(to));
+    write!(f, "its memory limit goes from {from} to {to} for the next start [{cause}]")
+}
+
+fn hold_taken(f: &mut fmt::Formatter<'_>, name: &str, for_ms: u64) -> fmt::Result {
+    write!(f, "the agent asked to stay awake for {} ({name})", span(for_ms))
+}
+
+fn memory_at_ceiling(f: &mut fmt::Formatter<'_>, limit: u64) -> fmt::Result {
+    let limit = mebibytes(limit);
+    write!(f, "it needs more memory, and {limit} is the most that it may have")
+}
+
+fn memory_lowered(f: &mut fmt::Formatter<'_>, from: u64, to: u64) -> fmt::Result {
+    let (from, to) = (mebibytes(from), mebibytes(to));
+    write!(f, "less was enough for long: its memory limit goes from {from} to {to}")
 }
 
 fn turn_failed(

@@ -2,7 +2,8 @@
 //!
 //! Read in this order: `supervisor` (all sessions, admission, next deadline) → `session` (one
 //! session; one file per verb beneath it) → `event` and `command` (what comes in, what goes out) →
-//! the pure policies (`queue`, `hold`, `watchdog`, `backoff`, `breaker`, `sizing`, `diagnosis`) → the
+//! the pure policies (`queue`, `hold`, `watchdog`, `backoff`, `breaker`,
+//! `agent_breaker`, `sizing`, `diagnosis`) → the
 //! vocabulary (`id`, `time`, `cause`, `evidence`, `record`, `journal`, `limits`, `policy`).
 //!
 //! Owner: one loop (`daemon::engine`, or `sim::world`) owns the one `Supervisor` and calls it
@@ -13,6 +14,7 @@
 
 #![deny(clippy::wildcard_enum_match_arm)] // a new event or phase must be met in every table
 
+pub mod agent_breaker;
 pub mod backoff;
 pub mod breaker;
 pub mod cause;
@@ -24,6 +26,7 @@ pub mod hold;
 pub mod id;
 pub mod journal;
 pub mod limits;
+pub mod loops;
 pub mod policy;
 pub mod queue;
 pub mod record;

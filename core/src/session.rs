@@ -13,6 +13,7 @@ pub mod phase;
 
 mod drain;
 mod exit;
+mod instance;
 mod start;
 mod turn;
 
@@ -23,16 +24,15 @@ use crate::breaker;
 use crate::cause::Cause;
 use crate::command::{Effects, Write};
 use crate::event::Event;
-use crate::hold::Holds;
-use crate::id::{BootId, Generation, InstanceId, SessionId, Subject, TurnId};
+use crate::id::{Generation, InstanceId, SessionId, Subject, TurnId};
 use crate::journal::{Because, Decision};
-use crate::limits;
 use crate::policy::{AgentPolicy, NodePolicy};
 use crate::queue::Queue;
 use crate::record::{SessionRecord, StopReason, StoredSession};
 use crate::sizing::{self, LearnedMemory};
 use crate::time::{Monotonic, Now, Wall, millis};
-use crate::watchdog::{ProgressClock, ProgressLimits};
+use crate::watchdog::ProgressLimits;
+use instance::{Instance, Link, Stop, Turn};
 use phase::Phase;
 
 #[derive(Debug)]
@@ -65,48 +65,6 @@ struct Due {
     at_wall: Wall,
     /// The breaker is open: one start, to see.
     is_probe: bool,
-}
-
-/// One life of the agent, as far as the daemon knows.
-#[derive(Debug)]
-struct Instance {
-    started_at: Monotonic,
-    ready_at: Option<Monotonic>,
-    boot: Option<BootId>,
-    link: Link,
-    last_activity: Monotonic,
-    turn: Option<Turn>,
-    holds: Holds,
-    drain_since: Option<Monotonic>,
-    stop: Option<Stop>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Link {
-    /// From `holds_known_at` on, what its bridge has not said to hold it does not.
-    Attached {
-        holds_known_at: Monotonic,
-    },
-    Detached {
-        since: Monotonic,
-    },
-}
-
-#[derive(Debug)]
-struct Turn {
-    id: TurnId,
-    clock: ProgressClock,
-    /// Bytes of its text that were passed on.
-    bytes: u64,
-    slow_was_told: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Stop {
-    reason: StopReason,
-    /// When the next kill is due, if no exit was seen by then.
-    kill_at: Monotonic,
-    kills: u32,
 }
 
 /// What a handler may see and push.
@@ -194,6 +152,21 @@ impl Session {
 
     pub fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// Failed lives in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    pub fn last_failure(&self) -> Option<Cause> {
+        self.last_failure
+    }
+
+    /// It is being started, or was, and is stopped because it was not ready in time.
+    pub(crate) fn is_at_its_start(&self) -> bool {
+        let stop = self.instance.as_ref().and_then(|instance| Some(instance.stop?.reason));
+        self.phase == Phase::Starting || stop == Some(StopReason::StartTimeout)
     }
 
     pub fn queue(&self) -> &Queue {
@@ -419,87 +392,6 @@ impl Session {
                 "{id}: drain in {phase}"
             );
         }
-    }
-}
-
-impl Instance {
-    fn new(now: Monotonic) -> Self {
-        Self {
-            started_at: now,
-            ready_at: None,
-            boot: None,
-            link: Link::Detached { since: now },
-            last_activity: now,
-            turn: None,
-            holds: Holds::default(),
-            drain_since: None,
-            stop: None,
-        }
-    }
-
-    /// Every clock starts anew: time without a daemon is not held against the agent.
-    fn restored(record: &SessionRecord, queue: &Queue, now: Now) -> Self {
-        let now = now.monotonic;
-        let turn = queue.leased().map(|(id, _)| Turn::new(id, now));
-        let is_ready = matches!(record.phase, Phase::Awake | Phase::Draining);
-        let stop = match record.phase {
-            Phase::Stopping => {
-                let reason = record.stop.expect("a session is stopped for a reason");
-                Some(Stop { reason, kill_at: now + limits::KILL_REPEAT_AFTER, kills: 0 })
-            }
-            Phase::Asleep
-            | Phase::Starting
-            | Phase::Awake
-            | Phase::Draining
-            | Phase::Backoff
-            | Phase::Tripped => None,
-        };
-        Self {
-            ready_at: is_ready.then_some(now),
-            turn,
-            drain_since: (record.phase == Phase::Draining).then_some(now),
-            stop,
-            ..Self::new(now)
-        }
-    }
-
-    /// Whether its bridge is known to have been executed: it said hello, or did so to an earlier
-    /// daemon, as what it led to shows.
-    fn was_seen(&self) -> bool {
-        self.boot.is_some() || self.ready_at.is_some() || self.turn.is_some()
-    }
-
-    /// Until when its silence says nothing: a hold covers it, or its bridge is away (which has a
-    /// limit of its own) or was, and has not had the time to say what holds it.
-    fn silent_until(&self, now: Monotonic, policy: &AgentPolicy) -> Option<Monotonic> {
-        let heard_from = match self.link {
-            Link::Attached { holds_known_at } => holds_known_at,
-            Link::Detached { since } => since + policy.reattach_within,
-        };
-        self.holds.held_until(now).max(Some(heard_from).filter(|from| *from > now))
-    }
-
-    /// When nothing will have needed it for the whole idle limit. `None`: only its bridge could
-    /// tell what holds it, and that is away.
-    fn idle_at(&self, now: Monotonic, policy: &AgentPolicy) -> Option<Monotonic> {
-        let Link::Attached { holds_known_at } = self.link else { return None };
-        let idle_at = holds_known_at.max(self.last_activity + policy.stop_after);
-        Some(self.holds.held_until(now).map_or(idle_at, |held_until| held_until.max(idle_at)))
-    }
-}
-
-impl Link {
-    fn is_attached(self) -> bool {
-        match self {
-            Link::Attached { .. } => true,
-            Link::Detached { .. } => false,
-        }
-    }
-}
-
-impl Turn {
-    fn new(id: TurnId, now: Monotonic) -> Self {
-        Self { id, clock: ProgressClock::started(now), bytes: 0, slow_was_told: false }
     }
 }
 

@@ -35,7 +35,7 @@ const HEADROOM_PERCENT: u64 = 50;
 
 impl MemoryPolicy {
     /// The highest limit that may be learned on a machine which can give `machine_bytes`.
-    fn ceiling(&self, first: u64, machine_bytes: Option<u64>) -> u64 {
+    pub fn ceiling(&self, first: u64, machine_bytes: Option<u64>) -> u64 {
         let configured = self.ceiling_bytes.unwrap_or(first.saturating_mul(CEILING_FACTOR));
         configured.min(machine_bytes.unwrap_or(u64::MAX)).max(first)
     }

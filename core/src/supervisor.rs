@@ -15,6 +15,8 @@ use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use crate::agent_breaker::AgentBreaker;
+use crate::cause::Cause;
 use crate::command::{
     Answer, Command, Effects, IgnoredBecause, News, Refusal, RequestOutcome, Write,
 };
@@ -36,6 +38,9 @@ pub struct Supervisor {
     sessions: BTreeMap<SessionId, Slot>,
     deadlines: BTreeSet<(Monotonic, SessionId)>,
     line: Line,
+    /// Those of agents that are not started for now.
+    held_back: BTreeMap<AgentName, VecDeque<(u64, SessionId)>>,
+    agent_breakers: BTreeMap<AgentName, AgentBreaker>,
     starting: usize,
     start_took: BTreeMap<AgentName, Duration>,
 }
@@ -64,6 +69,12 @@ impl Line {
         ticket
     }
 
+    /// Those who were held back take their old places again.
+    fn rejoin(&mut self, held_back: VecDeque<(u64, SessionId)>) {
+        self.waiting.extend(held_back);
+        self.waiting.make_contiguous().sort_unstable_by_key(|place| place.0);
+    }
+
     fn ahead_of(&self, ticket: u64) -> usize {
         let first = self.waiting.front().map_or(ticket, |front| front.0);
         usize::try_from(ticket.saturating_sub(first)).unwrap_or(usize::MAX)
@@ -86,6 +97,8 @@ impl Supervisor {
             sessions: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             line: Line::default(),
+            held_back: BTreeMap::new(),
+            agent_breakers: BTreeMap::new(),
             starting: 0,
             start_took: BTreeMap::new(),
         }
@@ -110,7 +123,13 @@ impl Supervisor {
         if self.starting < self.node.starts_at_once && !self.line.waiting.is_empty() {
             return Some(Monotonic::default());
         }
-        self.deadlines.first().map(|deadline| deadline.0)
+        let first = self.deadlines.first().map(|deadline| deadline.0);
+        let has_room = self.starting < self.node.starts_at_once;
+        let probes =
+            self.held_back.keys().filter(|_| has_room).filter_map(|agent| {
+                self.agent_breakers.get(agent)?.next_probe().map(|probe| probe.0)
+            });
+        probes.chain(first).min()
     }
 
     /// Brings a session into memory that slept in the store; its event follows.
@@ -187,6 +206,8 @@ impl Supervisor {
         let newest_before = effects.writes.len();
         let slot = self.sessions.get_mut(id).expect("the session was just found or made");
         let was_starting = slot.session.phase() == Phase::Starting;
+        let was_start = slot.session.is_at_its_start();
+        let failures = slot.session.failures();
         let agent = self.agents.get(id.agent());
         let mut ctx = Context {
             now,
@@ -206,10 +227,62 @@ impl Supervisor {
                 self.start_took.insert(id.agent_name(), took);
             }
         }
-        if let Some(ticket) = slot.ticket {
-            tell_place(&slot.session, self.line.ahead_of(ticket), newest_before, effects);
-        }
+        self.note_start(id, was_start, failures, now.monotonic);
+        self.tell_newcomers(id, now, newest_before, effects);
         self.settle(id, now, effects);
+    }
+
+    /// What became of a start tells something of its agent.
+    fn note_start(&mut self, id: &SessionId, was_start: bool, failures: u32, now: Monotonic) {
+        let session = &self.sessions.get(id).expect("it was just handled").session;
+        let has_failed = was_start && session.failures() > failures;
+        let became_ready = was_start && session.phase() == Phase::Awake;
+        let is_called_off = was_start && !session.is_at_its_start();
+        if became_ready {
+            if self.agent_breakers.remove(id.agent()).is_some_and(|mut b| b.became_ready()) {
+                self.line.rejoin(self.held_back.remove(id.agent()).unwrap_or_default());
+            }
+        } else if has_failed {
+            let cause = session.last_failure().unwrap_or(Cause::Unknown);
+            let breaker = self.agent_breakers.entry(id.agent_name()).or_default();
+            breaker.start_failed(id, cause, now);
+        } else if is_called_off && let Some(breaker) = self.agent_breakers.get_mut(id.agent()) {
+            breaker.start_was_called_off(id);
+        }
+    }
+
+    /// Messages that were accepted just now, by a session that waits for its start, are told so.
+    fn tell_newcomers(
+        &self,
+        id: &SessionId,
+        now: Now,
+        newest_before: usize,
+        effects: &mut Effects,
+    ) {
+        let slot = self.sessions.get(id).expect("it was just handled");
+        let Some(ticket) = slot.ticket else { return };
+        let accepted: Vec<_> = effects.writes[newest_before..]
+            .iter()
+            .filter_map(|write| {
+                let Write::InsertMessage(message) = write else { return None };
+                (message.session == *id).then_some(message.id)
+            })
+            .collect();
+        let news = self.news_of_waiting(id, ticket, now);
+        for message in accepted {
+            effects.tell(message, news.clone());
+        }
+    }
+
+    fn news_of_waiting(&self, id: &SessionId, ticket: u64, now: Now) -> News {
+        let probe = self.agent_breakers.get(id.agent()).and_then(AgentBreaker::next_probe);
+        match probe {
+            Some((at, cause)) => {
+                let at = now.wall + at.since(now.monotonic);
+                News::WaitingToRestart { at, cause }
+            }
+            None => News::InLine { ahead: self.line.ahead_of(ticket) },
+        }
     }
 
     /// After a change: join the line, arm the deadline, or forget.
@@ -220,6 +293,7 @@ impl Supervisor {
             let ticket = self.line.join(id.clone());
             slot.ticket = Some(ticket);
             let ahead = self.line.ahead_of(ticket);
+            // Who is held back is told so when the line comes to it.
             if self.starting + ahead >= self.node.starts_at_once {
                 for message in slot.session.queue().messages() {
                     effects.tell(message, News::InLine { ahead });
@@ -257,15 +331,24 @@ impl Supervisor {
     }
 
     fn admit_starts(&mut self, now: Now, effects: &mut Effects) {
+        self.admit_probes(now.monotonic);
         while self.starting < self.node.starts_at_once {
             let Some((ticket, id)) = self.line.waiting.pop_front() else { return };
             let Some(slot) = self.sessions.get_mut(&id).filter(|slot| slot.ticket == Some(ticket))
             else {
                 continue;
             };
-            slot.ticket = None;
             if !slot.session.wants_start() {
+                slot.ticket = None;
                 continue;
+            }
+            if !self.agent_breakers.get(id.agent()).is_none_or(|b| b.admits(now.monotonic)) {
+                self.hold_back(ticket, id, now, effects);
+                continue;
+            }
+            slot.ticket = None;
+            if let Some(breaker) = self.agent_breakers.get_mut(id.agent()) {
+                breaker.starts(&id);
             }
             let policy = self.agents.get(id.agent()).expect("only configured agents stand in line");
             let mut ctx = Context {
@@ -283,6 +366,43 @@ impl Supervisor {
     }
 }
 
+impl Supervisor {
+    /// Its agent is not started for now.
+    fn hold_back(&mut self, ticket: u64, id: SessionId, now: Now, effects: &mut Effects) {
+        let news = self.news_of_waiting(&id, ticket, now);
+        let session = &self.sessions.get(&id).expect("what stands in line is here").session;
+        for message in session.queue().messages() {
+            effects.tell(message, news.clone());
+        }
+        effects.write(Write::InsertDecision(Decision {
+            session: id.clone(),
+            generation: session.generation(),
+            at: now.wall,
+            from: session.phase(),
+            to: session.phase(),
+            because: Because::AgentHeldBack,
+        }));
+        self.held_back.entry(id.agent_name()).or_default().push_back((ticket, id));
+    }
+
+    /// Of each agent whose probe is due, the one that has waited longest goes first in the line.
+    fn admit_probes(&mut self, now: Monotonic) {
+        let (sessions, breakers, line) = (&self.sessions, &self.agent_breakers, &mut self.line);
+        self.held_back.retain(|agent, waiting| {
+            let is_due = breakers.get(agent).is_none_or(|breaker| breaker.admits(now));
+            while is_due && let Some((ticket, id)) = waiting.pop_front() {
+                // Who does not wait any more has left its place.
+                let slot = sessions.get(&id).filter(|slot| slot.ticket == Some(ticket));
+                if slot.is_some_and(|slot| slot.session.wants_start()) {
+                    line.waiting.push_front((ticket, id));
+                    break;
+                }
+            }
+            !waiting.is_empty()
+        });
+    }
+}
+
 fn disarm(
     deadlines: &mut BTreeSet<(Monotonic, SessionId)>,
     id: &SessionId,
@@ -290,20 +410,6 @@ fn disarm(
 ) {
     if let Some(at) = armed {
         deadlines.remove(&(at, id.clone()));
-    }
-}
-
-/// Messages that were accepted just now, by a session that stands in line, are told the place.
-fn tell_place(session: &Session, ahead: usize, newest_before: usize, effects: &mut Effects) {
-    let accepted: Vec<_> = effects.writes[newest_before..]
-        .iter()
-        .filter_map(|write| {
-            let Write::InsertMessage(message) = write else { return None };
-            (message.session == *session.id()).then_some(message.id)
-        })
-        .collect();
-    for message in accepted {
-        effects.tell(message, News::InLine { ahead });
     }
 }
 

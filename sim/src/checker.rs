@@ -8,6 +8,7 @@
 //! that a single write breaks (`store`).
 
 mod clocks;
+mod pauses;
 mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +37,8 @@ pub(crate) struct Checker {
     newest_executed: BTreeMap<SessionId, MessageId>,
     heard: BTreeMap<MessageId, Heard>,
     watches: BTreeMap<SessionId, Watch>,
+    /// By agent: sessions whose start failed since one was ready.
+    failed_starts: BTreeMap<AgentName, BTreeSet<SessionId>>,
     wall_clock_moves: u64,
     /// Sessions whose bridge has said all that it had to say.
     in_touch: BTreeSet<SessionId>,
@@ -70,6 +73,7 @@ impl Checker {
             newest_executed: BTreeMap::new(),
             heard: BTreeMap::new(),
             watches: BTreeMap::new(),
+            failed_starts: BTreeMap::new(),
             wall_clock_moves: 0,
             in_touch: BTreeSet::new(),
             steps: 0,

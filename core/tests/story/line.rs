@@ -272,3 +272,70 @@ fn a_session_that_stops_waits_for_no_place() {
         "#]],
     );
 }
+
+/// A broken image: every session's start fails. The others are not started to die as well.
+#[test]
+fn an_agent_whose_sessions_all_fail_at_their_start_is_tried_with_one_of_them() {
+    check(
+        r#"node: starts at once 9
+           given send m1 to a/one · agent exits with 1 from a/one
+           given send m2 to a/two · agent exits with 1 from a/two
+           given send m3 to a/three · agent exits with 1 from a/three
+           given send m4 to a/four · agent exits with 1 from a/four
+           given send m5 to a/five
+           agent exits with 1 from a/five
+           send m6 to a/six
+           +30s
+           agent exits with 1 from a/five
+           given +1m
+           bridge attaches ready from a/six"#,
+        expect![[r#"
+            0s          agent exits with 1 from a/five
+                journal: a/five starting → asleep: the agent ended with exit code 1
+                    [app_exit]
+                journal: a/five asleep: not started yet: other sessions of its agent failed
+                    at their start, and one is tried first
+                m5 hears: the agent's program ended by itself; the next start is due in 30s
+                    [app_exit]
+                command: release a/five#1
+            0s          send m6 to a/six
+                journal: a/six asleep: not started yet: other sessions of its agent failed at
+                    their start, and one is tried first
+                answer: accepted m6, next
+                m6 hears: the agent's program ended by itself; the next start is due in 30s
+                    [app_exit]
+            0s          +30s
+            30s         …
+                journal: a/five asleep → starting: 1 message to answer
+                m5 hears: waking
+                command: start a/five#2
+            30s         agent exits with 1 from a/five
+                journal: a/five starting → backoff: the agent ended with exit code 1
+                    [app_exit]; failure 2 in a row, so the next start has to wait
+                m5 hears: the agent's program ended by itself; the next start is due in
+                    1s70ms [app_exit]
+                command: release a/five#2
+            1m30s       bridge attaches ready from a/six
+                journal: a/six starting → awake: the agent was ready after 0 ms
+                journal: a/six awake: m6 was handed to the agent, attempt 1
+                journal: a/five asleep → starting: 1 message to answer
+                m6 hears: delivered, attempt 1
+                m5 hears: waking, about 0 ms
+                command: admit a/six#1, boot 1
+                command: deliver m6.1 to a/six#1
+                command: start a/five#3
+            a/five starting, generation 3, failures 2
+              m5 pending
+            a/four starting, generation 2, failures 1
+              m4 pending
+            a/one starting, generation 2, failures 1
+              m1 pending
+            a/six awake, generation 1
+              m6 with the agent
+            a/three starting, generation 2, failures 1
+              m3 pending
+            a/two starting, generation 2, failures 1
+              m2 pending
+        "#]],
+    );
+}

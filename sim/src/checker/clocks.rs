@@ -33,6 +33,8 @@ pub(super) struct Clocks {
     holds_known_at: u64,
     /// Its place among those that want to be started.
     wanted_since: Option<u64>,
+    /// It is stopped because it was not ready in time.
+    is_too_slow: bool,
 }
 
 impl Clocks {
@@ -46,6 +48,7 @@ impl Clocks {
             detached_at: Some(at),
             holds_known_at: at,
             wanted_since: None,
+            is_too_slow: false,
         }
     }
 
@@ -175,6 +178,9 @@ impl Watch {
     }
 }
 
+/// Different sessions of an agent, after whose failures in a row the others are held back.
+const AGENT_SESSIONS: usize = 5;
+
 impl Checker {
     /// After a step: who wants to be started since when.
     pub(super) fn note_wants(&mut self, agents: &BTreeMap<AgentName, AgentPolicy>) {
@@ -191,11 +197,45 @@ impl Checker {
         let own = self.watches.get(starting).and_then(|watch| watch.clocks.wanted_since);
         let waited_longer = |(id, watch): &(&SessionId, &Watch)| {
             let since = watch.clocks.wanted_since;
-            *id != starting && since.is_some_and(|since| own.is_none_or(|own| since < own))
+            let may_be_passed = self.is_unwell(id.agent());
+            let is_longer = since.is_some_and(|since| own.is_none_or(|own| since < own));
+            *id != starting && is_longer && !may_be_passed
         };
         let other = self.watches.iter().find(waited_longer).map(|other| other.0);
         Invariant::BoundedRestarts
             .check(other.is_none(), || format!("{starting} is started before {other:?}"))
+    }
+
+    /// So many of the agent's sessions failed in a row before they were ready that the others are
+    /// held back, but for one probe at a time.
+    fn is_unwell(&self, agent: &str) -> bool {
+        self.failed_starts.get(agent).is_some_and(|failed| failed.len() >= AGENT_SESSIONS)
+    }
+
+    /// Whether a start has come to something.
+    pub(super) fn note_start(&mut self, decision: &Decision) {
+        let id = &decision.session;
+        let watch = self.watch(id);
+        let was_too_slow = watch.clocks.is_too_slow;
+        watch.clocks.is_too_slow |= matches!(decision.because, Because::NotReadyInTime { .. });
+        let failures = match &decision.because {
+            Because::Exited { failures, .. } | Because::StartFailed { failures, .. } => *failures,
+            _other => watch.failures,
+        };
+        let was_start = match decision.from {
+            Phase::Starting => true,
+            Phase::Stopping => was_too_slow,
+            Phase::Asleep | Phase::Awake | Phase::Draining | Phase::Backoff | Phase::Tripped => {
+                false
+            }
+        };
+        let has_failed = was_start && failures > watch.failures;
+        let failed = self.failed_starts.entry(id.agent_name()).or_default();
+        if has_failed {
+            failed.insert(id.clone());
+        } else if matches!(decision.because, Because::BecameReady { .. }) {
+            failed.clear();
+        }
     }
 
     /// The daemon has handled everything that there was at `at`: nothing is overdue.
@@ -214,7 +254,10 @@ impl Checker {
         }
         let starting = self.watches.values().filter(|watch| watch.phase == Phase::Starting);
         let has_room = starting.count() < self.node.starts_at_once;
-        let waiting = self.watches.iter().find(|watch| watch.1.clocks.wanted_since.is_some());
+        let waiting = self
+            .watches
+            .iter()
+            .find(|(id, watch)| watch.clocks.wanted_since.is_some() && !self.is_unwell(id.agent()));
         Invariant::Liveness.check(!has_room || waiting.is_none(), || {
             format!("{:?} waits to be started while there is room", waiting.map(|one| one.0))
         })

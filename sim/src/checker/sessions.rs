@@ -6,7 +6,6 @@
 //! that a clock that lies is found. Absent: messages' texts and answers (`checker`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use dormouse_core::command::Write;
 use dormouse_core::event::{Event, SessionRequest};
@@ -21,6 +20,7 @@ use dormouse_core::time::{Wall, millis};
 
 use super::Checker;
 use super::clocks::Clocks;
+use super::pauses::{Ended, PAUSE_MAX, PROBE_MAX, Pause, check_failure};
 use crate::engine::Step;
 use crate::store::Tables;
 use crate::violation::{Checked, Invariant};
@@ -39,7 +39,7 @@ pub(super) struct Watch {
     true_holds: BTreeMap<String, u64>,
     pub(super) queue: BTreeSet<MessageId>,
     pub(super) turn: Option<TurnId>,
-    failures: u32,
+    pub(super) failures: u32,
     pub(super) pause: Option<Pause>,
     /// Starts since something other than a failure happened.
     starts: Vec<u64>,
@@ -78,19 +78,9 @@ impl Wake {
     }
 }
 
-/// No start before this.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pause {
-    pub(super) over_at: u64,
-    over_at_wall: Wall,
-    is_probe: bool,
-}
-
 /// An agent that always fails is started at most this often in ten minutes.
 const STARTS_MAX: usize = 8;
 const STARTS_WINDOW_MS: u64 = 10 * 60 * 1_000;
-const PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
-const PROBE_MAX: Duration = Duration::from_secs(60 * 60);
 
 impl Watch {
     fn new() -> Self {
@@ -169,7 +159,7 @@ impl Watch {
     }
 
     /// Somebody, or an answer, took the weight off the failures so far.
-    fn start_over(&mut self) {
+    pub(super) fn start_over(&mut self) {
         self.starts.clear();
     }
 }
@@ -195,7 +185,7 @@ impl Checker {
         Ok(())
     }
 
-    fn watch(&mut self, session: &SessionId) -> &mut Watch {
+    pub(super) fn watch(&mut self, session: &SessionId) -> &mut Watch {
         if !self.watches.contains_key(session) {
             self.watches.insert(session.clone(), Watch::new());
         }
@@ -302,6 +292,7 @@ impl Checker {
         if decision.to == Phase::Starting && decision.from != Phase::Starting {
             self.check_line(id)?;
         }
+        self.note_start(decision);
         let is_in_touch = self.in_touch.contains(id);
         let watch = self.watch(id);
         watch.check_clock(decision, &policy, at)?;
@@ -370,6 +361,7 @@ impl Checker {
     /// A new supervisor: what only memory knew starts anew, and pauses go on as far as the wall
     /// clock tells.
     pub(crate) fn rebuilt(&mut self, at: u64, wall: Wall) {
+        self.failed_starts.clear();
         let wall_clock_moved = std::mem::take(&mut self.wall_clock_moves) > 0;
         for watch in self.watches.values_mut() {
             watch.active_at = at;
@@ -469,56 +461,4 @@ fn is_unwanted(summary: &ExitSummary) -> bool {
         Some(AskedBy::Daemon | AskedBy::Driver) | None => summary.end == End::NeverLaunched,
     };
     summary.stop.is_none() && !is_paced_already
-}
-
-/// What a decision says of an end.
-struct Ended {
-    failed: bool,
-    /// The life was as long as the breaker's window.
-    was_long: bool,
-    failures: u32,
-    restart_at: Option<Wall>,
-}
-
-/// Failures are counted, from the second one on each costs a longer pause, and from the breaker's
-/// intensity on the next start is a probe.
-fn check_failure(
-    decision: &Decision,
-    watch: &mut Watch,
-    step: &Step,
-    policy: &AgentPolicy,
-    end: &Ended,
-) -> Checked {
-    let id = &decision.session;
-    match (end.failed, end.was_long) {
-        (true, true) => watch.failures = 1,
-        (true, false) => watch.failures += 1,
-        (false, _) => watch.start_over(),
-    }
-    let (counted, failures) = (watch.failures, end.failures);
-    Invariant::BoundedRestarts
-        .check(counted == failures, || format!("{id}: {failures} failures, {counted} counted"))?;
-    watch.pause = end.restart_at.map(|over_at_wall| {
-        let left = step.now.wall.until(over_at_wall);
-        let is_probe = decision.to == Phase::Tripped;
-        Pause { over_at: step.at_ms + millis(left), over_at_wall, is_probe }
-    });
-    let is_open = failures >= policy.breaker.intensity;
-    Invariant::BoundedRestarts
-        .check((decision.to == Phase::Tripped) == (end.failed && is_open), || {
-            format!("{id}: {} after failure {failures} of {:?}", decision.to, policy.breaker)
-        })?;
-    let wanted = match failures {
-        _ if !end.failed => Duration::ZERO,
-        _ if is_open => {
-            let doubled = 2u32.saturating_pow(failures - policy.breaker.intensity);
-            PROBE_MAX.min(PAUSE_MAX.saturating_mul(doubled))
-        }
-        0..2 => Duration::ZERO,
-        _ => PAUSE_MAX.min(Duration::from_secs(4u64.saturating_pow(failures - 2))),
-    };
-    let given = end.restart_at.map_or(Duration::ZERO, |at| step.now.wall.until(at));
-    Invariant::BoundedRestarts.check((wanted..=wanted.mul_f64(1.1)).contains(&given), || {
-        format!("{id}: failure {failures} costs {given:?}, it should be about {wanted:?}")
-    })
 }

@@ -11,6 +11,8 @@ pub(crate) const COLUMNS_MAX: usize = 100;
 pub(crate) const FUNCTION_LINES_MAX: usize = 70;
 pub(crate) const FILE_LINES_MAX: usize = 500;
 pub(crate) const CORE_LINES_MAX: usize = 5_000;
+/// The part of core that concludes from evidence, counted apart.
+pub(crate) const DIAGNOSIS_LINES_MAX: usize = 1_500;
 
 const LEFTOVERS: &[&str] = &["TODO", "FIXME", "XXX", "HACK"];
 

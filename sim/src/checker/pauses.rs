@@ -1,0 +1,77 @@
+//! The judge of pauses: failures are counted, and each costs what it must.
+//!
+//! Owner: `checker::sessions`. Invariant: the numbers are stated here anew, and not taken from the
+//! core. Absent: which ends are failures.
+
+use std::time::Duration;
+
+use dormouse_core::journal::Decision;
+use dormouse_core::policy::AgentPolicy;
+use dormouse_core::session::phase::Phase;
+use dormouse_core::time::{Wall, millis};
+
+use super::sessions::Watch;
+use crate::engine::Step;
+use crate::violation::{Checked, Invariant};
+
+/// No start before this.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pause {
+    pub(super) over_at: u64,
+    pub(super) over_at_wall: Wall,
+    pub(super) is_probe: bool,
+}
+
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
+pub(super) const PROBE_MAX: Duration = Duration::from_secs(60 * 60);
+/// What a decision says of an end.
+pub(super) struct Ended {
+    pub(super) failed: bool,
+    /// The life was as long as the breaker's window.
+    pub(super) was_long: bool,
+    pub(super) failures: u32,
+    pub(super) restart_at: Option<Wall>,
+}
+
+/// Failures are counted, from the second one on each costs a longer pause, and from the breaker's
+/// intensity on the next start is a probe.
+pub(super) fn check_failure(
+    decision: &Decision,
+    watch: &mut Watch,
+    step: &Step,
+    policy: &AgentPolicy,
+    end: &Ended,
+) -> Checked {
+    let id = &decision.session;
+    match (end.failed, end.was_long) {
+        (true, true) => watch.failures = 1,
+        (true, false) => watch.failures += 1,
+        (false, _) => watch.start_over(),
+    }
+    let (counted, failures) = (watch.failures, end.failures);
+    Invariant::BoundedRestarts
+        .check(counted == failures, || format!("{id}: {failures} failures, {counted} counted"))?;
+    watch.pause = end.restart_at.map(|over_at_wall| {
+        let left = step.now.wall.until(over_at_wall);
+        let is_probe = decision.to == Phase::Tripped;
+        Pause { over_at: step.at_ms + millis(left), over_at_wall, is_probe }
+    });
+    let is_open = failures >= policy.breaker.intensity;
+    Invariant::BoundedRestarts
+        .check((decision.to == Phase::Tripped) == (end.failed && is_open), || {
+            format!("{id}: {} after failure {failures} of {:?}", decision.to, policy.breaker)
+        })?;
+    let wanted = match failures {
+        _ if !end.failed => Duration::ZERO,
+        _ if is_open => {
+            let doubled = 2u32.saturating_pow(failures - policy.breaker.intensity);
+            PROBE_MAX.min(PAUSE_MAX.saturating_mul(doubled))
+        }
+        0..2 => Duration::ZERO,
+        _ => PAUSE_MAX.min(Duration::from_secs(4u64.saturating_pow(failures - 2))),
+    };
+    let given = end.restart_at.map_or(Duration::ZERO, |at| step.now.wall.until(at));
+    Invariant::BoundedRestarts.check((wanted..=wanted.mul_f64(1.1)).contains(&given), || {
+        format!("{id}: failure {failures} costs {given:?}, it should be about {wanted:?}")
+    })
+}
