@@ -14,6 +14,12 @@
     fail TEXT           says that the turn failed; fail-once TEXT: with a retry at the first attempt
     daemonize           leaves a process in a session of its own; replies with its number
     eat MIB             takes that much memory, touches it, and answers "ate"
+    eat-twice MIB       the same, gives it back, and takes as much again; answers "ate twice"
+    eat-child MIB CODE  a child takes that much; exits with CODE, or goes on if that is "on"
+    segv                reads where there is no memory
+    spawn N             starts so many children that stay; "spawned", if all could be started
+    port-taken          listens on a port that is in use, and does not expect that
+    no-space            writes to a disk that is full, and does not expect that
     garbage             writes lines that are no frames, then "tidy"
     big BYTES           replies with that many bytes
     pid, environ NAME   replies with its process number, or a variable's value
@@ -25,9 +31,11 @@ line of JSON before the first byte of its reply, and so are starts, ends of turn
 """
 
 import argparse
+import ctypes
 import json
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -77,6 +85,21 @@ def leave_a_daemon():
             time.sleep(3600)
     os.wait()
     return os.read(read_fd, 20).decode()
+
+
+def touch(mib):
+    eaten = bytearray(mib << 20)
+    for place in range(0, len(eaten), 4096):
+        eaten[place] = 1
+
+
+def in_child(act):
+    """Does it in a child, and gives the child's wait status."""
+    pid = os.fork()
+    if pid == 0:
+        act()
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
 
 
 class Turns:
@@ -172,10 +195,40 @@ class Turns:
         return leave_a_daemon()
 
     def do_eat(self, mib, _turn, _attempt):
-        eaten = bytearray(int(mib) << 20)
-        for place in range(0, len(eaten), 4096):
-            eaten[place] = 1
+        touch(int(mib))
         return "ate"
+
+    def do_eat_twice(self, mib, _turn, _attempt):
+        touch(int(mib))
+        touch(int(mib))
+        return "ate twice"
+
+    def do_eat_child(self, rest, _turn, _attempt):
+        mib, then = rest.split()
+        status = in_child(lambda: touch(int(mib)))
+        if then != "on":
+            os._exit(int(then))
+        ended = "by signal %d" % os.WTERMSIG(status) if os.WIFSIGNALED(status) else "well"
+        return "the child ended " + ended
+
+    def do_segv(self, _rest, _turn, _attempt):
+        ctypes.string_at(0)
+
+    def do_spawn(self, number, _turn, _attempt):
+        for _ in range(int(number)):
+            if os.fork() == 0:
+                while True:
+                    time.sleep(3600)
+        return "spawned"
+
+    def do_port_taken(self, _rest, _turn, _attempt):
+        first = socket.create_server(("127.0.0.1", 0))
+        # Without SO_REUSEADDR, as a server that forgot it.
+        socket.socket().bind(first.getsockname())
+
+    def do_no_space(self, _rest, _turn, _attempt):
+        with open("/dev/full", "w") as disk:
+            disk.write("results")
 
     def do_garbage(self, _rest, _turn, _attempt):
         os.write(1, b"no json\n{\"turn\": 5}\n\xff\xfe\x00\n{\"turn\": \"other\", \"done\": \"x\"}\n")

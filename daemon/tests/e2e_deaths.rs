@@ -1,0 +1,226 @@
+//! Agents that die in every way that a program can, and what is said of it with which confidence.
+
+#[expect(dead_code, reason = "each test program uses its part of what they share")]
+mod support;
+
+use serde_json::{Value, json};
+use support::agents::toml_list;
+use support::http::Client;
+use support::scratch::say;
+use support::{Daemon, Setup, until};
+
+/// One death ends a message, and no limit is raised after one.
+const ONCE: &str =
+    "memory = \"48MiB\"\nmemory_ceiling = \"48MiB\"\npids = 24\nturn = { attempts = 1 }";
+
+/// Whether limits hold here; a test that cannot have them says so loudly.
+fn has_limits(daemon: &Daemon) -> bool {
+    let doctor: Value = serde_json::from_str(&daemon.cli(&["doctor", "--json"]).out).unwrap();
+    let checks = doctor["checks"].as_array().unwrap();
+    let is_ok = |name: &str| checks.iter().any(|c| c["name"] == name && c["state"] == "ok");
+    let has_limits = is_ok("memory limits") && is_ok("process limits");
+    if !has_limits {
+        say("SKIPPED: no control groups can be made here");
+    }
+    has_limits
+}
+
+/// What the newest end of the session is put down to, once there is one.
+#[track_caller]
+fn last_exit(client: &Client, session: &str) -> Value {
+    until(&format!("an end of {session}"), || {
+        Some(client.why(session)["last_exit"].clone()).filter(|exit| !exit.is_null())
+    })
+}
+
+/// "cause confidence", or "cause(kind) confidence".
+fn verdict(exit: &Value) -> String {
+    let diagnosis = &exit["diagnosis"];
+    let text = |name: &str| diagnosis[name].as_str().unwrap_or_default();
+    match text("kind") {
+        "" => format!("{} {}", text("verdict"), text("confidence")),
+        kind => format!("{}({kind}) {}", text("verdict"), text("confidence")),
+    }
+}
+
+/// Lets the agent die of this message, which is the end of the message as well.
+#[track_caller]
+fn dies_of(client: &Client, session: &str, text: &str) -> Value {
+    let id = client.submit(session, text);
+    let ended = client.ended(&id);
+    assert_eq!(ended["state"], "dead", "{text}: {ended}");
+    let exit = last_exit(client, session);
+    assert_eq!(exit["message_in_flight"], id.as_str(), "{text}: {exit}");
+    exit
+}
+
+/// Node.js in which a message is a wish for memory, at a heap limit of its own.
+fn node_agent() -> String {
+    let script = "const kept = []; process.stdin.once('data', () => { \
+                  for (;;) kept.push(new Array(100000).fill(kept.length)); });";
+    let command = toml_list(&["node", "--max-old-space-size=32", "-e", script]);
+    format!(
+        "[agents.node]\ncommand = {command}\nadapter = {{ kind = \"jsonl\" }}\n\
+         turn = {{ attempts = 1 }}"
+    )
+}
+
+fn has_node() -> bool {
+    let version = std::process::Command::new("node").arg("--version").output();
+    let has_node = version.is_ok_and(|output| output.status.success());
+    if !has_node {
+        say("SKIPPED: the heap limit of V8, since node is not installed");
+    }
+    has_node
+}
+
+#[test]
+fn five_deaths_that_look_alike_get_five_verdicts() {
+    let stubborn = format!("{ONCE}\nstop = {{ grace = \"300ms\" }}");
+    let daemon = Setup::new()
+        .scripted("scripted", &[], ONCE)
+        .scripted("stubborn", &["--ignore-sigterm"], &stubborn)
+        .config(&node_agent())
+        .start();
+    if !has_limits(&daemon) {
+        return;
+    }
+    let client = daemon.client();
+    let killed = json!({ "how": "signaled", "signal": 9 });
+
+    let exit = dies_of(&client, "scripted/own", "eat 200");
+    assert_eq!((verdict(&exit).as_str(), &exit["evidence"]["end"]), ("oom_limit proved", &killed));
+    assert_eq!(exit["evidence"]["oom_victim"], "main");
+
+    let exit = dies_of(&client, "scripted/child", "eat-child 200 137");
+    assert_eq!(verdict(&exit), "oom_child proved", "{exit}");
+    assert_eq!(exit["evidence"]["end"], json!({ "how": "exited", "code": 137 }));
+    assert_eq!(exit["evidence"]["oom_victim"], "child");
+
+    client.ask("stubborn/a", "hello");
+    client.request("stubborn/a", "stop");
+    client.phase_becomes("stubborn/a", "asleep");
+    let exit = last_exit(&client, "stubborn/a");
+    assert_eq!(
+        (verdict(&exit).as_str(), &exit["evidence"]["end"]),
+        ("stop_timeout_kill proved", &killed)
+    );
+    assert_eq!(exit["cause"], Value::Null, "it is no failure: {exit}");
+
+    client.ask("scripted/outside", "hello");
+    let (_, _, agent) = daemon.instance_of("scripted/outside");
+    agent.kill();
+    let exit = last_exit(&client, "scripted/outside");
+    assert_eq!(verdict(&exit), "killed_outside likely", "{exit}");
+    assert_eq!(exit["evidence"]["end"], killed);
+
+    if has_node() {
+        let exit = dies_of(&client, "node/a", "eat");
+        assert_eq!(verdict(&exit), "oom_heap proved", "{exit}");
+        let first_error = exit["evidence"]["first_error"].as_str().unwrap();
+        assert!(first_error.contains("heap"), "{exit}");
+    }
+}
+
+#[test]
+fn a_kill_from_outside_long_after_a_child_s_want_of_memory_is_not_put_down_to_it() {
+    let daemon = Setup::new().scripted("scripted", &[], ONCE).start();
+    if !has_limits(&daemon) {
+        return;
+    }
+    let client = daemon.client();
+    assert_eq!(client.ask("scripted/a", "eat-child 200 on"), "the child ended by signal 9");
+    let (_, _, agent) = daemon.instance_of("scripted/a");
+    agent.kill();
+    let exit = last_exit(&client, "scripted/a");
+    assert_eq!(verdict(&exit), "killed_outside likely", "{exit}");
+    assert_eq!(exit["evidence"]["oom_kills"], 1);
+    assert_eq!(exit["evidence"]["oom_victim"], "child");
+}
+
+#[test]
+fn ends_by_a_code_or_a_fault_of_its_own_are_told_as_that() {
+    let daemon = Setup::new().scripted("scripted", &[], ONCE).start();
+    let client = daemon.client();
+    for (text, expected) in [
+        ("crash 0", "app_exit proved"),
+        ("crash 1", "app_exit proved"),
+        ("crash 3", "app_exit proved"),
+        ("crash 127", "app_exit(command_not_found) proved"),
+        ("crash 78", "config_rejected likely"),
+        ("segv", "app_signal(SIGSEGV) proved"),
+        ("signal 6", "app_signal(SIGABRT) proved"),
+        ("port-taken", "port_taken likely"),
+        ("no-space", "disk_full likely"),
+    ] {
+        let session = format!("scripted/{}", text.replace(' ', "-"));
+        let exit = dies_of(&client, &session, text);
+        assert_eq!(verdict(&exit), expected, "{text}: {exit}");
+    }
+    let exit = last_exit(&client, "scripted/no-space");
+    let first_error = exit["evidence"]["first_error"].as_str().unwrap();
+    assert!(first_error.contains("No space left on device"), "{exit}");
+}
+
+#[test]
+fn an_agent_that_makes_processes_without_end_is_held_and_told_so() {
+    let daemon = Setup::new().scripted("scripted", &[], ONCE).start();
+    if !has_limits(&daemon) {
+        return;
+    }
+    let client = daemon.client();
+    let exit = dies_of(&client, "scripted/a", "spawn 200");
+    assert_eq!(verdict(&exit), "pids_limit proved", "{exit}");
+    assert!(exit["evidence"]["pids_refused"].as_u64() >= Some(1), "{exit}");
+    until("no process of the session", || daemon.processes().is_empty().then_some(()));
+}
+
+#[test]
+fn a_command_that_is_not_there_is_told_as_that() {
+    let daemon = Setup::new()
+        .config(
+            "[agents.absent]\ncommand = [\"no-such-program\"]\n\
+             adapter = { kind = \"jsonl\" }\nturn = { attempts = 1 }",
+        )
+        .start();
+    let client = daemon.client();
+    client.submit("absent/a", "hello");
+    let exit = last_exit(&client, "absent/a");
+    assert_eq!(verdict(&exit), "launch_failed(command_not_found) proved", "{exit}");
+}
+
+#[test]
+fn an_agent_that_never_is_ready_and_one_that_falls_silent_are_told_apart() {
+    let daemon = Setup::new()
+        .scripted("unready", &["--no-ready"], "start = { ready_within = \"1s\" }")
+        .scripted("silent", &[], "turn = { attempts = 1, stuck_after = \"1s\" }")
+        .start();
+    let client = daemon.client();
+    client.submit("unready/a", "hello");
+    let exit = dies_of(&client, "silent/a", "silent");
+    assert_eq!(verdict(&exit), "turn_stuck proved", "{exit}");
+    let exit = last_exit(&client, "unready/a");
+    assert_eq!(verdict(&exit), "start_timeout proved", "{exit}");
+}
+
+/// What is needed twice over is got, after one death that proves the want.
+#[test]
+fn a_program_that_needs_more_than_its_limit_dies_once_and_then_answers() {
+    let settings = "memory = \"48MiB\"\nmemory_ceiling = \"192MiB\"\nturn = { attempts = 2 }";
+    let daemon = Setup::new().scripted("scripted", &[], settings).start();
+    if !has_limits(&daemon) {
+        return;
+    }
+    let client = daemon.client();
+    assert_eq!(client.ask("scripted/a", "eat-twice 56"), "ate twice");
+    assert_eq!(client.generation("scripted/a"), 2);
+    let exit = last_exit(&client, "scripted/a");
+    assert_eq!(verdict(&exit), "oom_limit proved", "{exit}");
+    assert_eq!(exit["evidence"]["memory_limit_bytes"], 48 << 20);
+    let (instance, _, agent) = daemon.instance_of("scripted/a");
+    let spec = std::fs::read_to_string(instance.folder.join("spec.json")).unwrap();
+    let spec: Value = serde_json::from_str(&spec).unwrap();
+    assert_eq!(spec["memory_limit_bytes"], 96 << 20);
+    assert_eq!(client.ask("scripted/a", "eat-twice 56"), "ate twice", "and goes on living");
+    assert!(agent.is_alive());
+}
