@@ -15,8 +15,7 @@ use std::time::Duration;
 
 use dormouse_core::id::AgentName;
 use dormouse_core::limits;
-use dormouse_core::policy::{AgentPolicy, NodePolicy, RetrySafety};
-use dormouse_core::sizing::MemoryPolicy;
+use dormouse_core::policy::{AgentPolicy, NodePolicy};
 use dormouse_edge::driver::fake::FakeScript;
 use policies::{breaker_of, memory_of, policy_of};
 use serde::Deserialize;
@@ -450,7 +449,7 @@ fn distance(one: &str, other: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use dormouse_core::sizing::CEILING_FACTOR;
+    use dormouse_core::sizing::{CEILING_FACTOR, MemoryPolicy};
 
     use super::*;
 
