@@ -18,9 +18,11 @@ mod openai;
 mod operate;
 pub(crate) mod problem;
 mod readers;
+mod remedy;
 mod sessions;
 pub(crate) mod shape;
 mod stream;
+mod why;
 pub(crate) mod words;
 
 use std::collections::BTreeMap;
@@ -80,11 +82,11 @@ fn routes() -> Vec<Route> {
             || get(messages::show).delete(operate::drop_pending),
             op::MESSAGE,
         ),
-        route("/v1/messages/{id}/why", || get(sessions::why_message), op::WHY),
+        route("/v1/messages/{id}/why", || get(why::why_message), op::WHY_MESSAGE),
         route("/v1/sessions", || get(sessions::list), op::SESSIONS),
         route("/v1/sessions/{agent}/{key}", || get(sessions::show), op::SESSION),
         route("/v1/sessions/{agent}/{key}/journal", || get(sessions::journal), op::JOURNAL),
-        route("/v1/sessions/{agent}/{key}/why", || get(sessions::why), op::WHY),
+        route("/v1/sessions/{agent}/{key}/why", || get(why::why), op::WHY),
         route("/v1/sessions/{agent}/{key}/logs", || get(sessions::logs), op::LOGS),
         route("/v1/sessions/{agent}/{key}/wake", || post(sessions::wake), op::WAKE),
         route("/v1/sessions/{agent}/{key}/stop", || post(sessions::stop), op::STOP),

@@ -87,13 +87,22 @@ pub(crate) mod operations {
         },
         Operation { method: "delete", summary: "Drop a message that waits.", ..REQUEST },
     ];
-    pub(crate) const WHY: &[Operation] =
-        &[Operation { summary: "What is the case, because of what, and what to do.", ..PLAIN }];
+    pub(crate) const WHY: &[Operation] = &[Operation {
+        summary: "What is the case, because of what, and what to do.",
+        parameters: &[("start", "query", "tell of the end of this start, not of the newest")],
+        answers: &[(200, "see the schema Why"), (404, "no such session")],
+        ..PLAIN
+    }];
+    pub(crate) const WHY_MESSAGE: &[Operation] = &[Operation {
+        summary: "Where a message stands, because of what, and what to do.",
+        answers: &[(200, "see the schema Why"), (404, "no such message")],
+        ..PLAIN
+    }];
     pub(crate) const SESSIONS: &[Operation] = &[Operation {
         summary: "Sessions, newest first.",
         parameters: &[
             ("agent", "query", "only sessions of this agent"),
-            ("phase", "query", "asleep, starting, awake, draining, stopping or backoff"),
+            ("phase", "query", "asleep, starting, awake, draining, stopping, backoff, tripped"),
             ("before", "query", "the `next` of the page before"),
             ("limit", "query", "items a page, 1 to 500, else 50"),
         ],
@@ -136,7 +145,7 @@ pub(crate) mod operations {
         ..PLAIN
     }];
     pub(crate) const DEAD_LETTER: &[Operation] = &[Operation {
-        summary: "One dead letter with its whole text.",
+        summary: "One dead letter with its whole text, and the last life that had it in work.",
         answers: &[(200, "the dead letter"), (404, "no such dead letter")],
         ..PLAIN
     }];
@@ -276,6 +285,45 @@ fn schemas() -> Value {
                 "required": ["code", "message", "hint"],
                 "properties": { "code": text, "message": text, "hint": text, "message_id": text },
             } },
+        },
+        "Why": {
+            "type": "object",
+            "required": ["session", "verdict", "next_steps", "awake_because", "exits", "timeline"],
+            "properties": {
+                "session": { "type": "object" },
+                "message": { "type": "object" },
+                "verdict": text,
+                "next_steps": { "type": "array", "items": text },
+                "remedy": {
+                    "type": "object",
+                    "description": "a change of the config, its effect, and what checks it",
+                },
+                "awake_because": { "type": "array", "items": text },
+                "last_exit": {
+                    "type": "object",
+                    "description": "the newest end, with evidence and diagnosis; of a message, \
+                        the end of the newest life that had it in work",
+                },
+                "in_flight": {
+                    "type": "object",
+                    "description": "the message that this life had in work, as it stands now",
+                },
+                "exits": {
+                    "type": "array",
+                    "maxItems": 10,
+                    "items": { "type": "object" },
+                    "description": "the newest ends in short, newest first",
+                },
+                "loop": {
+                    "type": "object",
+                    "description": "what the failed lives have in common, if there are two",
+                },
+                "memory": {
+                    "type": "object",
+                    "description": "the limit of the next start, and what raised it",
+                },
+                "timeline": { "type": "array", "items": { "type": "object" } },
+            },
         },
         "SubmitBody": {
             "type": "object",

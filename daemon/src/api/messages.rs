@@ -206,6 +206,7 @@ pub(crate) fn shown(stored: MessageView) -> Message {
         accepted_at_ms: stored.accepted_at.0,
         ended_at_ms: stored.ended_at.map(|at| at.0),
         position: stored.position,
+        not_before_ms: stored.not_before.map(|at| at.0),
         reply: stored.reply,
         exit_code: stored.exit_code,
         cause: stored.cause,

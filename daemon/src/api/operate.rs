@@ -22,6 +22,7 @@ use crate::api::sessions::{own, page_size, query, requested};
 use crate::api::shape::{
     AgentView, CreateKey, KeyView, Message, Page, QueueItem, Requested, Submitted,
 };
+use crate::api::why::last_life;
 use crate::config::DriverKind;
 use crate::engine::clock::wall_now;
 use crate::engine::request::{KeyChange, Request, Verdict};
@@ -53,7 +54,7 @@ fn queue_item(item: QueuedView, excerpt: bool) -> QueueItem {
         text.truncate(text.floor_char_boundary(EXCERPT_BYTES));
         text.push('…');
     }
-    QueueItem { message: shown(item.message), text }
+    QueueItem { message: shown(item.message), text, last_life: None }
 }
 
 pub(crate) async fn queue(
@@ -101,7 +102,8 @@ pub(crate) async fn dead_letter(
     let id = message.message_id;
     let text = api.readers.read(move |reader| reader.message_text(id)).await?;
     let text = text.ok_or_else(|| Problem::not_found("dead letter"))?;
-    Ok(Json(QueueItem { message, text }))
+    let last_life = last_life(&api, &message).await?;
+    Ok(Json(QueueItem { message, text, last_life }))
 }
 
 pub(crate) async fn redrive(

@@ -1,4 +1,4 @@
-//! Sessions: pages of them, one of them, its story, its logs, and waking, stopping, restarting.
+//! Sessions: pages of them, one of them, its journal, its logs, and waking, stopping, restarting.
 //!
 //! Owner: HTTP handlers. Invariant: a session of another subject looks as if it did not exist.
 
@@ -16,25 +16,22 @@ use dormouse_core::command::{Answer, RequestOutcome};
 use dormouse_core::event::SessionRequest;
 use dormouse_core::id::{AgentName, SessionId};
 use dormouse_core::journal::Decision;
-use dormouse_core::record::ExitRecord;
 use dormouse_core::session::phase::Phase;
 use dormouse_store::{SessionFilter, SessionView as StoredView};
 use futures_util::stream::unfold;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
+use crate::api::Api;
 use crate::api::caller::Known;
-use crate::api::messages::{session_of, visible};
+use crate::api::messages::session_of;
 use crate::api::problem::Problem;
-use crate::api::shape::{ExitView, JournalRow, Message, Page, Requested, SessionView, Why};
-use crate::api::{Api, words};
+use crate::api::shape::{JournalRow, Page, Requested, SessionView};
 use crate::engine::request::{Request, Verdict};
 use crate::keys::Caller;
 
 pub(crate) const PAGE_DEFAULT: u32 = 50;
 pub(crate) const PAGE_MAX: u32 = 500;
-/// Journal rows in a `why`.
-const TIMELINE_ROWS: u32 = 40;
 const LOG_LINES_DEFAULT: usize = 200;
 const LOG_LINES_MAX: usize = 10_000;
 const LOG_BYTES_MAX: u64 = 4 << 20;
@@ -85,7 +82,7 @@ pub(crate) async fn list(
     Ok(Json(Page { items, next: page.next }))
 }
 
-fn shown(stored: StoredView) -> SessionView {
+pub(crate) fn shown(stored: StoredView) -> SessionView {
     let record = stored.record;
     SessionView {
         session: record.id,
@@ -102,7 +99,11 @@ fn shown(stored: StoredView) -> SessionView {
 }
 
 /// A session that the caller may see.
-async fn known(api: &Api, caller: &Caller, id: &SessionId) -> Result<StoredView, Problem> {
+pub(crate) async fn known(
+    api: &Api,
+    caller: &Caller,
+    id: &SessionId,
+) -> Result<StoredView, Problem> {
     let asked = id.clone();
     let stored = api.readers.read(move |reader| reader.session(&asked)).await?;
     match stored {
@@ -111,7 +112,7 @@ async fn known(api: &Api, caller: &Caller, id: &SessionId) -> Result<StoredView,
     }
 }
 
-type AgentAndKey = Path<(String, String)>;
+pub(crate) type AgentAndKey = Path<(String, String)>;
 
 pub(crate) async fn show(
     State(api): State<Api>,
@@ -146,7 +147,7 @@ pub(crate) async fn journal(
     Ok(Json(Page { items, next }))
 }
 
-fn journal_row(decision: Decision) -> JournalRow {
+pub(crate) fn journal_row(decision: Decision) -> JournalRow {
     JournalRow {
         at_ms: decision.at.0,
         generation: decision.generation,
@@ -154,77 +155,6 @@ fn journal_row(decision: Decision) -> JournalRow {
         to: decision.to,
         text: decision.because.to_string(),
         because: serde_json::to_value(&decision.because).expect("a decision is plain data"),
-    }
-}
-
-pub(crate) async fn why(
-    State(api): State<Api>,
-    Known(caller): Known,
-    Path((agent, key)): AgentAndKey,
-) -> Result<Json<Why>, Problem> {
-    let id = session_of(&agent, &key)?;
-    let stored = known(&api, &caller, &id).await?;
-    explain(&api, stored, None).await.map(Json)
-}
-
-pub(crate) async fn why_message(
-    State(api): State<Api>,
-    Known(caller): Known,
-    Path(id): Path<String>,
-) -> Result<Json<Why>, Problem> {
-    let message = visible(&api, &caller, &id).await?;
-    let stored = known(&api, &caller, &message.session).await?;
-    explain(&api, stored, Some(message)).await.map(Json)
-}
-
-async fn explain(api: &Api, stored: StoredView, message: Option<Message>) -> Result<Why, Problem> {
-    let id = stored.record.id.clone();
-    let (exits, rows) = api
-        .readers
-        .read(move |reader| Ok((reader.exits(&id, 1)?, reader.journal(&id, None, TIMELINE_ROWS)?)))
-        .await?;
-    let last_exit = exits.into_iter().next().map(exit_view);
-    let session = shown(stored);
-    let (turn_runs, awake_because) = awake_because(api, &session).await?;
-    let verdict = match &message {
-        Some(message) => words::message_verdict(message),
-        None => words::verdict(&session, last_exit.as_ref(), turn_runs),
-    };
-    let next_steps = words::next_steps(&session);
-    let timeline = rows.into_iter().rev().map(|(_, decision)| journal_row(decision)).collect();
-    Ok(Why { session, message, verdict, next_steps, awake_because, last_exit, timeline })
-}
-
-async fn awake_because(api: &Api, session: &SessionView) -> Result<(bool, Vec<String>), Problem> {
-    if !session.phase.has_instance() {
-        return Ok((false, Vec::new()));
-    }
-    let verdict = api.gateway.explain(session.session.clone()).await?;
-    let Verdict::Explained { turn, holds } = verdict else { return Ok((false, Vec::new())) };
-    let mut because = Vec::new();
-    if let Some(turn) = turn {
-        because.push(format!("it answers {}, attempt {}", turn.message, turn.attempt));
-    }
-    because.extend(holds.iter().map(|name| format!("the agent asked for it: {name}")));
-    if because.is_empty() && session.phase == Phase::Awake {
-        let policy = api.config.agents.get(session.session.agent()).map(|agent| &agent.policy);
-        let limit = policy.map(|policy| dormouse_core::journal::human_span(policy.stop_after));
-        let limit = limit.unwrap_or_else(|| "a while".to_owned());
-        because.push(format!("nothing needs it; it is stopped when that has been so for {limit}"));
-    }
-    Ok((turn.is_some(), because))
-}
-
-fn exit_view(exit: ExitRecord) -> ExitView {
-    ExitView {
-        generation: exit.generation,
-        at_ms: exit.at.0,
-        phase: exit.phase,
-        cause: exit.cause,
-        message_in_flight: exit.message_in_flight,
-        evidence: exit.evidence,
-        circumstances: exit.circumstances,
-        diagnosis: exit.diagnosis,
     }
 }
 

@@ -5,9 +5,10 @@
 //! OpenAI's shapes (`api::openai`).
 
 use dormouse_core::cause::Cause;
-use dormouse_core::diagnosis::Diagnosis;
+use dormouse_core::diagnosis::{Confidence, Diagnosis};
 use dormouse_core::evidence::Evidence;
 use dormouse_core::id::{Generation, MessageId, SessionId, Subject};
+use dormouse_core::loops::LoopStatistics;
 use dormouse_core::record::{Circumstances, MessageState};
 use dormouse_core::session::phase::Phase;
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,9 @@ pub(crate) struct Message {
     /// How many messages of the session are before it, while it waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) position: Option<u64>,
+    /// Not handed to an agent again before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) not_before_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reply: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -167,6 +171,65 @@ pub(crate) struct ExitView {
     pub(crate) diagnosis: Diagnosis,
 }
 
+/// An end in short, in `…/why` and with a dead letter.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ExitShort {
+    pub(crate) generation: Generation,
+    pub(crate) at_ms: u64,
+    pub(crate) phase: Phase,
+    /// Left out where it ended as it was asked to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cause: Option<Cause>,
+    pub(crate) verdict: Cause,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) kind: String,
+    pub(crate) confidence: Confidence,
+    pub(crate) sentence: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) uptime_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) message_in_flight: Option<MessageId>,
+    /// The attempt of that message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) attempt: Option<u32>,
+}
+
+/// What the next start may use of memory, and why so much.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct MemoryView {
+    pub(crate) limit_bytes: u64,
+    /// As configured.
+    pub(crate) first_bytes: u64,
+    /// The most that the limit may rise to.
+    pub(crate) ceiling_bytes: u64,
+    /// The most that this machine gives to one agent, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) machine_bytes: Option<u64>,
+    /// The cause of the death that raised it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) because: Option<Cause>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) since_ms: Option<u64>,
+    /// The highest peak of a life under this limit that did not end for want of memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) peak_survived_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last_peak_bytes: Option<u64>,
+    /// That peak was cut off by the limit: more was needed, and how much is not known.
+    pub(crate) last_peak_is_censored: bool,
+}
+
+/// A change of the config that answers a cause.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Remedy {
+    /// Lines with " ", "-" or "+" before them.
+    pub(crate) diff: Vec<String>,
+    /// What it is expected to do.
+    pub(crate) effect: String,
+    /// The command that shows whether it did.
+    pub(crate) check: String,
+}
+
 /// `GET /v1/sessions/{agent}/{key}/why` and `GET /v1/messages/{id}/why`
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Why {
@@ -177,10 +240,25 @@ pub(crate) struct Why {
     pub(crate) verdict: String,
     /// What can be done about it; empty when nothing needs doing.
     pub(crate) next_steps: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) remedy: Option<Remedy>,
     /// Reasons to be awake, in force now.
     pub(crate) awake_because: Vec<String>,
+    /// Of a message: of the newest life that had it in work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) last_exit: Option<ExitView>,
+    /// The message that this life had in work, as it stands now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) in_flight: Option<Message>,
+    /// The newest ones first.
+    #[serde(default)]
+    pub(crate) exits: Vec<ExitShort>,
+    /// Left out with fewer than two failures.
+    #[serde(default, rename = "loop", skip_serializing_if = "Option::is_none")]
+    pub(crate) loop_statistics: Option<LoopStatistics>,
+    /// Left out where no limit is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<MemoryView>,
     /// Oldest first.
     pub(crate) timeline: Vec<JournalRow>,
 }
@@ -206,6 +284,9 @@ pub(crate) struct QueueItem {
     pub(crate) message: Message,
     /// The message's own text, shortened in lists.
     pub(crate) text: String,
+    /// The end of the newest life that had it in work; not in lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last_life: Option<ExitShort>,
 }
 
 /// `GET /v1/agents`

@@ -104,15 +104,25 @@ pub(crate) fn verdict(
 }
 
 /// What can be done about a cause, in a line each.
-pub(crate) fn next_steps(session: &SessionView) -> Vec<String> {
-    let Some(cause) = session.last_failure else { return Vec::new() };
+pub(crate) fn next_steps(session: &SessionView, message: Option<&Message>) -> Vec<String> {
     let id = &session.session;
-    let mut steps = vec![
-        format!("dormouse logs {id}        what the agent said last"),
-        format!("docs/causes/{cause}.md    what this cause means"),
-    ];
+    let own_cause = message.and_then(|message| message.cause);
+    let mut steps = Vec::new();
+    if let Some(cause) = session.last_failure.or(own_cause) {
+        steps.push(format!("dormouse logs {id}        what the agent said last"));
+        steps.push(format!("docs/causes/{cause}.md    what this cause means"));
+        steps.extend(
+            own_cause
+                .filter(|own| *own != cause)
+                .map(|own| format!("docs/causes/{own}.md    why this message was given up")),
+        );
+    }
     if matches!(session.phase, Phase::Backoff | Phase::Tripped) {
         steps.push(format!("dormouse wake {id}        start it now, without waiting"));
+    }
+    if let Some(message) = message.filter(|message| message.state == MessageState::Dead) {
+        let id = message.message_id;
+        steps.push(format!("dormouse queue redrive {id}    try it again, once it is mended"));
     }
     steps
 }
@@ -129,14 +139,17 @@ pub(crate) fn failure(message: &Message) -> String {
 }
 
 /// What is the case with one message.
-pub(crate) fn message_verdict(message: &Message) -> String {
+pub(crate) fn message_verdict(message: &Message, session: &SessionView) -> String {
     let id = message.message_id;
     match message.state {
-        MessageState::Pending => match message.position {
-            Some(0) | None => format!("{id} waits to be handed to the agent."),
-            Some(1) => format!("{id} waits behind another one of its session."),
-            Some(ahead) => format!("{id} waits behind {ahead} others of its session."),
-        },
+        MessageState::Pending => {
+            let place = match message.position {
+                Some(0) | None => "waits to be handed to the agent".to_owned(),
+                Some(1) => "waits behind another one of its session".to_owned(),
+                Some(ahead) => format!("waits behind {ahead} others of its session"),
+            };
+            format!("{id} {place}: {}.", waits_because(message, session))
+        }
         MessageState::Leased => format!("{id} is with the agent, attempt {}.", message.attempts),
         MessageState::Answered => format!("{id} was answered at attempt {}.", message.attempts),
         MessageState::Cancelled => format!("{id} was dropped before the agent saw it."),
@@ -144,9 +157,98 @@ pub(crate) fn message_verdict(message: &Message) -> String {
     }
 }
 
+/// Why a message is not with the agent now.
+fn waits_because(message: &Message, session: &SessionView) -> String {
+    match session.phase {
+        Phase::Asleep => "its session is in line for a start".to_owned(),
+        Phase::Starting => match session.start_took_ms {
+            None => "the agent is starting".to_owned(),
+            Some(ms) => {
+                let last = human_span(rounded(ms));
+                format!("the agent is starting, which took {last} the last time")
+            }
+        },
+        Phase::Awake => match message.not_before_ms.filter(|at| *at > wall_now().0) {
+            Some(at) => {
+                let failed = message.attempts;
+                format!("attempt {failed} failed, and the next one is {}", when(at))
+            }
+            None if message.position.unwrap_or(0) > 0 => {
+                "the agent is awake, and takes one at a time".to_owned()
+            }
+            None => "the agent is awake, and takes it as soon as it is reached".to_owned(),
+        },
+        Phase::Draining | Phase::Stopping => {
+            "the agent is being stopped, and the next start takes it".to_owned()
+        }
+        Phase::Backoff | Phase::Tripped => {
+            let next = session.next_start_at_ms.map_or("soon".to_owned(), when);
+            let cause = session.last_failure.unwrap_or(Cause::Unknown);
+            let (words, failures) = (cause.plain_words(), session.failures);
+            let is_tripped = session.phase == Phase::Tripped;
+            let what = if is_tripped { "one start is tried" } else { "the next start is" };
+            format!("the agent failed {failures} times in a row ({words}), and {what} {next}")
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    fn waits(position: u64, not_before_ms: Option<u64>, session: Value) -> String {
+        let mut whole = json!({
+            "session": "a/k", "subject": "local", "generation": 3, "waiting": 2, "failures": 0,
+            "created_at_ms": 0,
+        });
+        whole.as_object_mut().unwrap().extend(session.as_object().unwrap().clone());
+        let mut message = json!({
+            "message_id": "msg_00000000000000000000000000000007", "session": "a/k",
+            "state": "pending", "attempts": 1, "accepted_at_ms": 0, "position": position,
+        });
+        if let Some(at) = not_before_ms {
+            message["not_before_ms"] = json!(at);
+        }
+        let (message, session) =
+            (serde_json::from_value(message).unwrap(), serde_json::from_value(whole).unwrap());
+        message_verdict(&message, &session).split_once(' ').unwrap().1.to_owned()
+    }
+
+    #[test]
+    fn a_waiting_message_is_told_why_it_waits_in_every_phase() {
+        let failing = |phase: &str| {
+            json!({"phase": phase, "failures": 5, "last_failure": "oom_limit",
+                   "next_start_at_ms": 0})
+        };
+        let told = [
+            waits(0, None, json!({"phase": "asleep"})),
+            waits(0, None, json!({"phase": "starting", "start_took_ms": 12_300})),
+            waits(2, None, json!({"phase": "awake"})),
+            waits(0, Some(1), json!({"phase": "awake"})),
+            waits(1, None, json!({"phase": "draining"})),
+            waits(0, None, failing("backoff")),
+            waits(1, None, failing("tripped")),
+        ];
+        let expected = [
+            "waits to be handed to the agent: its session is in line for a start.",
+            "waits to be handed to the agent: the agent is starting, which took 12 s the last \
+             time.",
+            "waits behind 2 others of its session: the agent is awake, and takes one at a time.",
+            "waits to be handed to the agent: the agent is awake, and takes it as soon as it is \
+             reached.",
+            "waits behind another one of its session: the agent is being stopped, and the next \
+             start takes it.",
+            "waits to be handed to the agent: the agent failed 5 times in a row (the agent \
+             needed more memory than it may use), and the next start is at once.",
+            "waits behind another one of its session: the agent failed 5 times in a row (the \
+             agent needed more memory than it may use), and one start is tried at once.",
+        ];
+        assert_eq!(told, expected);
+        let later = waits(0, Some(u64::MAX), json!({"phase": "awake"}));
+        assert!(later.contains("attempt 1 failed, and the next one is in"), "{later}");
+    }
 
     #[test]
     fn senders_are_told_in_plain_words() {

@@ -204,11 +204,15 @@ pub(crate) struct Logs {
 Examples:
   dormouse why python                             a session (python/main)
   dormouse why python/tom#3                       its third life
-  dormouse why msg_0192f0c4a7b87c3d9e1f2a3b4c5d6e7f  a message")]
+  dormouse why msg_0192f0c4a7b87c3d9e1f2a3b4c5d6e7f  a message
+  dormouse why python --markdown > report.md      for a report")]
 pub(crate) struct Why {
     /// A session, one of its lives, or a message.
     #[arg(value_name = "SESSION|SESSION#N|MESSAGE")]
     pub(crate) subject: WhySubject,
+    /// As Markdown, for a report.
+    #[arg(long)]
+    pub(crate) markdown: bool,
 }
 
 #[derive(Debug, Args)]

@@ -16,7 +16,8 @@ use super::pages::items;
 use super::scrub::{self, shortened};
 use super::table::Table;
 use super::when::Moment;
-use crate::api::shape::{Message, QueueItem, Submitted};
+use super::why::page::confidence_words;
+use crate::api::shape::{ExitShort, Message, QueueItem, Submitted};
 
 const TEXT_CHARACTERS_MAX: usize = 30;
 
@@ -127,13 +128,22 @@ async fn show(id: MessageId, context: &mut Context<'_>) -> Result<(), CommandErr
     context.show(&value, |context| {
         let message: Message = context.client.typed(&value)?;
         let text = value.get("text").and_then(Value::as_str);
-        let shown = render_one(&message, text, &context.moment);
+        let last_life: Option<ExitShort> = match value.get("last_life") {
+            Some(life) => context.client.typed(life)?,
+            None => None,
+        };
+        let shown = render_one(&message, text, last_life.as_ref(), &context.moment);
         context.terminal.line(&shown)?;
         Ok(())
     })
 }
 
-fn render_one(message: &Message, text: Option<&str>, moment: &Moment) -> String {
+fn render_one(
+    message: &Message,
+    text: Option<&str>,
+    last_life: Option<&ExitShort>,
+    moment: &Moment,
+) -> String {
     let id = message.message_id;
     let mut lines = vec![format!("{id} to {}: {}", message.session, state_words(message.state))];
     lines.push(format!("accepted {}", moment.clock_and_distance(message.accepted_at_ms)));
@@ -142,6 +152,17 @@ fn render_one(message: &Message, text: Option<&str>, moment: &Moment) -> String 
         let detail = message.detail.as_ref().map(|detail| format!(" ({detail})"));
         let words = format!("{cause}: {}{}", cause.plain_words(), detail.unwrap_or_default());
         lines.push(format!("cause {}", scrub::line(&words)));
+    }
+    if let Some(life) = last_life {
+        let (verdict, confidence) = (life.verdict, confidence_words(life.confidence));
+        let attempt = life.attempt.map(|attempt| format!(" at attempt {attempt}"));
+        let at = moment.clock_and_distance(life.at_ms);
+        let words = format!("{verdict}, {confidence}: {}", life.sentence);
+        let (start, attempt) = (life.generation, attempt.unwrap_or_default());
+        lines.push(format!("the last life that had it, #{start}, ended{attempt}, {at}"));
+        lines.push(format!("  {}", scrub::line(&words)));
+        let session = &message.session;
+        lines.push(format!("  its evidence: dormouse why {session}#{start}"));
     }
     if let Some(redriven) = message.redriven_as {
         lines.push(format!("tried anew as {redriven}"));
@@ -303,6 +324,35 @@ mod tests {
         .assert_eq(&out);
         let expected = [format!("GET /v1/dead-letters/{id}"), format!("GET /v1/messages/{id}")];
         assert_eq!(asked, expected);
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_tells_why_the_last_life_that_had_it_ended() {
+        let mut letter = dead(3);
+        letter["cause"] = json!("poison_message");
+        letter["last_life"] = json!({
+            "generation": 7, "at_ms": NOW - 5_000, "phase": "awake", "cause": "app_signal",
+            "verdict": "app_signal", "kind": "SIGSEGV", "confidence": "proved",
+            "sentence": "the agent's program crashed: it was ended by SIGSEGV\u{1b}[2J",
+            "message_in_flight": MessageId(3), "attempt": 3,
+        });
+        let (out, _, _, _) = run(Queue::Show { message: MessageId(3) }, vec![ok(&letter)]).await;
+        expect![[r#"
+            msg_…3 to python/main: dead
+            accepted 12:59:00 (1 min ago)
+            attempts 1
+            cause poison_message: the agent's program died each time it worked on it
+            the last life that had it, #7, ended at attempt 3, 12:59:55 (5 s ago)
+              app_signal, proved: the agent's program crashed: it was ended by SIGSEGV\u{1b}[2J
+              its evidence: dormouse why python/main#7
+
+              │ (
+              │ \u{1b}6*7)
+
+            why: dormouse why msg_…3
+            try it again: dormouse queue redrive msg_…3
+        "#]]
+        .assert_eq(&out);
     }
 
     #[tokio::test]

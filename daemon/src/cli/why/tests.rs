@@ -6,19 +6,16 @@ use serde_json::json;
 
 use super::super::terminal::testing::Screen;
 use super::super::testing::{ScriptedServer, answer};
+use super::super::when::Moment;
+use super::page::{TAIL_LINES_FIRST, TAIL_LINES_LAST, log_tail};
 use super::*;
 
 const NOW: u64 = 1_795_352_400_000;
 
 fn check(value: &Value, expected: Expect) {
     let why: Why = serde_json::from_value(value.clone()).unwrap();
-    let page = Page {
-        why: &why,
-        generation: None,
-        moment: &Moment::fixed(NOW, TimeZone::UTC),
-        toned: &|_, text| text.to_owned(),
-    };
-    let text = page.render();
+    let page = Page { why: &why, generation: None, moment: &Moment::fixed(NOW, TimeZone::UTC) };
+    let text = paper::text(&page.title(), &page.sections(), &|_, text| text.to_owned());
     assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
     expected.assert_eq(&format!("{text}\n"));
 }
@@ -29,6 +26,11 @@ fn out_of_memory() -> Value {
         json!({"at_ms": NOW - ago_ms, "generation": generation, "from": from, "to": to,
                "text": text, "because": {}})
     };
+    let short = |generation: u64, ago_ms: u64, verdict: &str, sentence: &str| {
+        json!({"generation": generation, "at_ms": NOW - ago_ms, "phase": "awake", "cause": verdict,
+               "verdict": verdict, "confidence": "likely", "sentence": sentence,
+               "uptime_ms": 28_000})
+    };
     json!({
         "session": {
             "session": "python/main", "subject": "local", "phase": "backoff", "generation": 3,
@@ -36,7 +38,12 @@ fn out_of_memory() -> Value {
             "next_start_at_ms": NOW + 8_000, "created_at_ms": NOW - 900_000, "start_took_ms": 1_400,
         },
         "verdict": "python/main ran out of memory\u{1b}[31m; it starts in 8 s.",
-        "next_steps": ["raise agents.python.memory above 512MiB"],
+        "next_steps": ["dormouse logs python/main        what the agent said last"],
+        "remedy": {
+            "diff": [" [agents.python]", "+memory_ceiling = \"4GiB\""],
+            "effect": "the limit, which is at its ceiling, may rise once more",
+            "check": "dormouse why python/main",
+        },
         "awake_because": [],
         "last_exit": {
             "generation": 3, "at_ms": NOW - 2_000, "phase": "awake",
@@ -47,13 +54,41 @@ fn out_of_memory() -> Value {
                 "oom_kills": 1, "memory_peak_bytes": 536_866_816, "memory_limit_bytes": 536_870_912,
                 "log_tail": "1795352370000 out loading\n\u{1b}]0;owned\u{7}touching 500 MiB",
             },
+            "circumstances": {
+                "stop": null, "attempt": 2, "ready_after_ms": 1_400, "silent_ms": 900,
+                "lived_ms": 29_400,
+            },
             "diagnosis": {
                 "verdict": "oom_limit", "confidence": "proved",
                 "sentence": "the agent needed more memory than it may use: it was ended by SIGKILL",
                 "because": [
                     {"source": "control group", "field": "out-of-memory kills", "value": "1"},
+                    {"source": "bridge", "field": "signal", "value": "SIGKILL"},
                 ],
+                "ruled_out": [
+                    {"verdict": "app_exit", "because": "SIGKILL ended it (bridge signal = SIGKILL)"},
+                ],
+                "missing": ["the machine's own memory"],
             },
+        },
+        "in_flight": {
+            "message_id": "msg_00000000000000000000000000000007", "session": "python/main",
+            "state": "dead", "attempts": 3, "accepted_at_ms": NOW - 65_000,
+            "cause": "poison_message",
+        },
+        "exits": [
+            short(3, 2_000, "oom_limit", "it was ended by SIGKILL"),
+            short(2, 52_000, "oom_limit", "it was ended by SIGKILL\u{7}"),
+        ],
+        "loop": {
+            "ends": 3, "failures": 2, "since": NOW - 52_000, "period_ms": 50_000,
+            "uptime_ms": 28_000, "before_ready": 1, "cause": "oom_limit", "cause_percent": 100,
+            "histogram": [{"end": "SIGKILL", "count": 2}],
+        },
+        "memory": {
+            "limit_bytes": 2_u64 << 30, "first_bytes": 512 << 20, "ceiling_bytes": 2_u64 << 30,
+            "machine_bytes": 16_u64 << 30, "because": "oom_limit", "since_ms": NOW - 52_000,
+            "last_peak_bytes": 536_866_816, "last_peak_is_censored": true,
         },
         "timeline": [
             row(90_000_000, 2, "awake", "draining", "nothing needed it for 30 min"),
@@ -72,6 +107,53 @@ fn an_agent_that_ran_out_of_memory() {
         expect![[r#"
             python/main ran out of memory\u{1b}[31m; it starts in 8 s.
 
+            Why its last life ended
+              oom_limit, proved: the agent needed more memory than it may use: it was ended by SIGKILL
+              start        #3, in phase awake
+              at           12:59:58 (2 s ago)
+              asked by     nobody, as far as is known
+              lived        28 s
+              ready after  1.4 s
+              silent for   900 ms
+              memory       peak 511.9 MiB of 512.0 MiB
+              in flight    msg_00000000000000000000000000000007: it was given up, poison_message
+
+            Evidence
+              control group  out-of-memory kills  1
+              bridge         signal               SIGKILL
+
+            Ruled out
+              app_exit  SIGKILL ended it (bridge signal = SIGKILL)
+
+            Not known
+              - the machine's own memory
+
+            What it said
+              its last lines
+                │ 12:59:30 out    loading
+                │ \u{1b}]0;owned\u{7}touching 500 MiB
+
+            In circles?
+              failures       2 of 3 kept ends, the first 12:59:08 (52 s ago)
+              period         50 s from end to end (median)
+              uptime         28 s (median)
+              cause          100 % of them oom_limit
+              ends           2 × SIGKILL
+              not yet ready  1 of them
+
+            Memory
+              next limit  2.0 GiB
+              learned     from 512.0 MiB, because of oom_limit, 12:59:08 (52 s ago)
+              ceiling     2.0 GiB: it does not rise any more
+              peak        511.9 MiB, cut off by the limit: what it needs is more, and not known
+
+            What you can do
+              - dormouse logs python/main        what the agent said last
+              - change the config, and restart Dormouse: the limit, which is at its ceiling, may rise once more
+                 [agents.python]
+                +memory_ceiling = "4GiB"
+              - dormouse why python/main        whether it helped, after the next life
+
             Session
               phase            backoff
               starts           3
@@ -80,19 +162,8 @@ fn an_agent_that_ran_out_of_memory() {
               next start       13:00:08 (in 8 s)
               last start took  1.4 s
 
-            Last end
-              start      #3, in phase awake
-              at         12:59:58 (2 s ago)
-              cause      oom_limit: the agent needed more memory than it may use
-              end        signal 9 (SIGKILL)
-              asked by   nobody, as far as is known
-              lived      28 s
-              memory     peak 511.9 MiB of 512.0 MiB
-              oom kills  1 counted by the kernel
-              in flight  msg_00000000000000000000000000000007
-              its last lines
-                │ 12:59:30 out    loading
-                │ \u{1b}]0;owned\u{7}touching 500 MiB
+            Earlier ends
+              12:59:08  #2  oom_limit, likely  it was ended by SIGKILL\u{7}, lived 28 s
 
             Timeline
               2026-11-21 12:00:00  #2  awake → draining   nothing needed it for 30 min
@@ -100,9 +171,6 @@ fn an_agent_that_ran_out_of_memory() {
               12:59:30             #3  starting → awake   the agent was ready after 1.4 s
               12:59:31             #3  awake              handed to the agent, attempt 1\r\n
               12:59:58             #3  awake → backoff    the agent was ended by signal 9 after 28 s
-
-            What you can do
-              - raise agents.python.memory above 512MiB
         "#]],
     );
 }
@@ -150,12 +218,13 @@ fn a_message_that_waits_behind_others() {
 fn a_long_log_tail_shows_its_first_and_its_last_lines() {
     let lines: Vec<String> = (1..=40).map(|n| format!("line {n}")).collect();
     let moment = Moment::fixed(NOW, TimeZone::UTC);
-    let shown = log_tail(&lines.join("\n"), &moment);
-    assert_eq!(shown.len(), 1 + TAIL_LINES_FIRST + 1 + TAIL_LINES_LAST);
-    assert_eq!(shown[1], "  │ line 1");
-    assert_eq!(shown[4], "  ⋮ 28 more; --json has them all");
-    assert_eq!(shown.last().unwrap(), "  │ line 40");
-    assert_eq!(log_tail(&lines[..13].join("\n"), &moment).len(), 14);
+    let (head, shown) = log_tail(&lines.join("\n"), &moment);
+    assert_eq!(head, "its last 40 lines");
+    assert_eq!(shown.len(), TAIL_LINES_FIRST + 1 + TAIL_LINES_LAST);
+    assert_eq!(shown[0], "line 1");
+    assert_eq!(shown[3], "⋮ 28 more; --json has them all");
+    assert_eq!(shown.last().unwrap(), "line 40");
+    assert_eq!(log_tail(&lines[..13].join("\n"), &moment).1.len(), 13);
 }
 
 #[test]
@@ -165,7 +234,14 @@ fn sizes_are_rounded_down_so_that_a_peak_is_never_above_its_limit() {
     assert_eq!(size(3 << 29), "1.5 GiB");
 }
 
-async fn asked(subject: &str, answers: Vec<String>, as_json: bool) -> (String, Vec<String>) {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Text,
+    Json,
+    Markdown,
+}
+
+async fn asked(subject: &str, answers: Vec<String>, form: Form) -> (String, Vec<String>) {
     let server = ScriptedServer::start(answers).await;
     let screen = Screen::default();
     let mut terminal = screen.terminal();
@@ -173,31 +249,58 @@ async fn asked(subject: &str, answers: Vec<String>, as_json: bool) -> (String, V
         terminal: &mut terminal,
         client: server.client(),
         moment: Moment::fixed(NOW, TimeZone::UTC),
-        as_json,
+        as_json: form == Form::Json,
     };
     let subject = subject.parse().unwrap();
-    why(WhyArguments { subject }, &mut context).await.unwrap();
+    let markdown = form == Form::Markdown;
+    why(WhyArguments { subject, markdown }, &mut context).await.unwrap();
     (screen.out.text(), server.request_lines())
 }
 
 #[tokio::test]
 async fn programs_get_everything() {
     let body = out_of_memory();
-    let (text, asked) = asked("python", vec![answer("200 OK", &body.to_string())], true).await;
+    let (text, asked) =
+        asked("python", vec![answer("200 OK", &body.to_string())], Form::Json).await;
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), body);
     assert_eq!(asked, ["GET /v1/sessions/python/main/why"]);
 }
 
 #[tokio::test]
 async fn one_life_shows_its_own_rows_and_admits_what_is_not_kept() {
-    let body = out_of_memory();
+    let mut body = out_of_memory();
+    body.as_object_mut().unwrap().remove("last_exit");
     let mut newest_first = body["timeline"].as_array().unwrap().clone();
     newest_first.reverse();
     let journal = json!({"items": newest_first}).to_string();
     let answers = vec![answer("200 OK", &body.to_string()), answer("200 OK", &journal)];
-    let (text, asked) = asked("python/main#2", answers, false).await;
+    let (text, asked) = asked("python/main#2", answers, Form::Text).await;
     expect![[r#"
         Start #2 of python/main. Now: python/main ran out of memory\u{1b}[31m; it starts in 8 s.
+
+        Why it ended
+          its evidence is not kept any more; the timeline has what is known
+
+        In circles?
+          failures       2 of 3 kept ends, the first 12:59:08 (52 s ago)
+          period         50 s from end to end (median)
+          uptime         28 s (median)
+          cause          100 % of them oom_limit
+          ends           2 × SIGKILL
+          not yet ready  1 of them
+
+        Memory
+          next limit  2.0 GiB
+          learned     from 512.0 MiB, because of oom_limit, 12:59:08 (52 s ago)
+          ceiling     2.0 GiB: it does not rise any more
+          peak        511.9 MiB, cut off by the limit: what it needs is more, and not known
+
+        What you can do
+          - dormouse logs python/main        what the agent said last
+          - change the config, and restart Dormouse: the limit, which is at its ceiling, may rise once more
+             [agents.python]
+            +memory_ceiling = "4GiB"
+          - dormouse why python/main        whether it helped, after the next life
 
         Session
           phase            backoff
@@ -207,16 +310,11 @@ async fn one_life_shows_its_own_rows_and_admits_what_is_not_kept() {
           next start       13:00:08 (in 8 s)
           last start took  1.4 s
 
-        Its end
-          its evidence is not shown any more; the timeline has what is known
-
         Timeline
           2026-11-21 12:00:00  #2  awake → draining  nothing needed it for 30 min
-
-        What you can do
-          - raise agents.python.memory above 512MiB
     "#]]
     .assert_eq(&text);
+    assert_eq!(asked[0], "GET /v1/sessions/python/main/why?start=2");
     assert_eq!(asked[1], "GET /v1/sessions/python/main/journal?limit=500");
 }
 
@@ -234,7 +332,163 @@ async fn a_life_that_never_was_is_not_found() {
             as_json: false,
         };
         let subject = subject.parse().unwrap();
-        let error = why(WhyArguments { subject }, &mut context).await.unwrap_err();
+        let error = why(WhyArguments { subject, markdown: false }, &mut context).await.unwrap_err();
         assert_eq!(error.exit().code(), 5, "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_report_is_markdown_with_the_same_facts() {
+    let answers = vec![answer("200 OK", &out_of_memory().to_string())];
+    let (text, _) = asked("python", answers, Form::Markdown).await;
+    expect![[r##"
+        # python/main ran out of memory\\u{1b}\[31m; it starts in 8 s.
+
+        ## Why its last life ended
+
+        oom\_limit, proved: the agent needed more memory than it may use: it was ended by SIGKILL
+
+        ```text
+        start        #3, in phase awake
+        at           12:59:58 (2 s ago)
+        asked by     nobody, as far as is known
+        lived        28 s
+        ready after  1.4 s
+        silent for   900 ms
+        memory       peak 511.9 MiB of 512.0 MiB
+        in flight    msg_00000000000000000000000000000007: it was given up, poison_message
+        ```
+
+        ## Evidence
+
+        ```text
+        control group  out-of-memory kills  1
+        bridge         signal               SIGKILL
+        ```
+
+        ## Ruled out
+
+        ```text
+        app_exit  SIGKILL ended it (bridge signal = SIGKILL)
+        ```
+
+        ## Not known
+
+        - the machine's own memory
+
+        ## What it said
+
+        its last lines
+
+        ```text
+        12:59:30 out    loading
+        \u{1b}]0;owned\u{7}touching 500 MiB
+        ```
+
+        ## In circles?
+
+        ```text
+        failures       2 of 3 kept ends, the first 12:59:08 (52 s ago)
+        period         50 s from end to end (median)
+        uptime         28 s (median)
+        cause          100 % of them oom_limit
+        ends           2 × SIGKILL
+        not yet ready  1 of them
+        ```
+
+        ## Memory
+
+        ```text
+        next limit  2.0 GiB
+        learned     from 512.0 MiB, because of oom_limit, 12:59:08 (52 s ago)
+        ceiling     2.0 GiB: it does not rise any more
+        peak        511.9 MiB, cut off by the limit: what it needs is more, and not known
+        ```
+
+        ## What you can do
+
+        - dormouse logs python/main        what the agent said last
+
+        - change the config, and restart Dormouse: the limit, which is at its ceiling, may rise once more
+
+        ```diff
+         [agents.python]
+        +memory_ceiling = "4GiB"
+        ```
+
+        - dormouse why python/main        whether it helped, after the next life
+
+        ## Session
+
+        ```text
+        phase            backoff
+        starts           3
+        waiting          1
+        failures         1 in a row, the last: oom_limit
+        next start       13:00:08 (in 8 s)
+        last start took  1.4 s
+        ```
+
+        ## Earlier ends
+
+        ```text
+        12:59:08  #2  oom_limit, likely  it was ended by SIGKILL\u{7}, lived 28 s
+        ```
+
+        ## Timeline
+
+        ```text
+        2026-11-21 12:00:00  #2  awake → draining   nothing needed it for 30 min
+        12:59:28             #3  asleep → starting  1 message to answer
+        12:59:30             #3  starting → awake   the agent was ready after 1.4 s
+        12:59:31             #3  awake              handed to the agent, attempt 1\r\n
+        12:59:58             #3  awake → backoff    the agent was ended by signal 9 after 28 s
+        ```
+    "##]].assert_eq(&text);
+}
+
+#[test]
+fn an_end_that_was_wanted_is_called_no_failure() {
+    let mut value = out_of_memory();
+    let whole = value.as_object_mut().unwrap();
+    for gone in ["loop", "memory", "remedy", "in_flight", "exits", "timeline"] {
+        whole.remove(gone);
+    }
+    value["timeline"] = json!([]);
+    value["next_steps"] = json!([]);
+    value["last_exit"]["cause"] = json!(null);
+    value["last_exit"]["diagnosis"] = json!({
+        "verdict": "stopped_by_watchdog", "kind": "idle", "confidence": "proved",
+        "sentence": "a watchdog stopped it: it was ended by SIGTERM (idle)", "because": [],
+    });
+    value["last_exit"]["evidence"]["log_tail"] = json!("");
+    check(
+        &value,
+        expect![[r#"
+        python/main ran out of memory\u{1b}[31m; it starts in 8 s.
+
+        Why its last life ended
+          stopped_by_watchdog (idle), proved: a watchdog stopped it: it was ended by SIGTERM (idle)
+          It was no failure.
+          start        #3, in phase awake
+          at           12:59:58 (2 s ago)
+          asked by     nobody, as far as is known
+          lived        28 s
+          ready after  1.4 s
+          silent for   900 ms
+          memory       peak 511.9 MiB of 512.0 MiB
+          in flight    msg_00000000000000000000000000000007
+
+        What it said
+          it printed nothing
+
+        Session
+          phase            backoff
+          starts           3
+          waiting          1
+          failures         1 in a row, the last: oom_limit
+          next start       13:00:08 (in 8 s)
+          last start took  1.4 s
+    "#]],
+    );
 }
