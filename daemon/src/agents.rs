@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_bridge::frames::{Adapter, HEAP_PERCENT_DEFAULT, Launch, Secret};
+use dormouse_bridge::frames::{Adapter, Launch, Secret};
 use dormouse_core::id::{InstanceId, SessionId};
 use dormouse_core::time::millis;
 
@@ -63,7 +63,7 @@ impl Agents {
             workspace,
             adapter: self.adapter(&agent.adapter),
             orphan_limit_ms: millis(self.orphan_limit()),
-            heap_percent: HEAP_PERCENT_DEFAULT,
+            heap_percent: agent.heap_percent,
         })
     }
 

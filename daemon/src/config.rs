@@ -17,7 +17,7 @@ use dormouse_core::id::AgentName;
 use dormouse_core::limits;
 use dormouse_core::policy::{AgentPolicy, NodePolicy};
 use dormouse_edge::driver::fake::FakeScript;
-use policies::{breaker_of, memory_of, policy_of};
+use policies::{breaker_of, heap_follows, heap_percent, memory_of, policy_of};
 use serde::Deserialize;
 use units::{Size, Span};
 
@@ -65,6 +65,8 @@ pub(crate) struct Agent {
     pub(crate) command: Vec<String>,
     pub(crate) adapter: AdapterSetting,
     pub(crate) pids_limit: Option<u64>,
+    /// Of the memory limit, what `{heap_mib}` stands for.
+    pub(crate) heap_percent: u32,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) secrets: Vec<String>,
     pub(crate) policy: AgentPolicy,
@@ -190,6 +192,7 @@ struct AgentTable {
     adapter: Option<AdapterSetting>,
     memory: Option<Size>,
     memory_ceiling: Option<Size>,
+    heap: Option<String>,
     pids: Option<u64>,
     #[serde(default)]
     idle: IdleTable,
@@ -404,11 +407,14 @@ fn agent_of(table: AgentTable) -> Result<Agent, Problem> {
     let mut policy = policy_of(table.idle, table.start, table.turn, table.stop)?;
     policy.memory = memory_of(table.memory, table.memory_ceiling)?;
     policy.breaker = breaker_of(&table.restart)?;
+    let texts = table.command.iter().chain(table.env.values());
+    policy.heap_follows = heap_follows(texts, policy.memory)?;
     Ok(Agent {
         driver: table.driver,
         command: table.command,
         adapter,
         pids_limit: table.pids,
+        heap_percent: heap_percent(table.heap.as_deref())?,
         env: table.env,
         secrets: table.secrets,
         policy,
@@ -497,6 +503,12 @@ mod tests {
             ("idle = { stop_after = 30 }", "has no unit"),
             ("memory = \"1MB\"", "MiB"),
             ("memory = \"1KiB\"", "at least 4MiB"),
+            ("memory_ceiling = \"1GiB\"", "needs memory beside it"),
+            ("memory = \"1GiB\"\nmemory_ceiling = \"1MiB\"", "at least as much as memory"),
+            ("restart = { window = \"1m\" }", "restart.window: must be at least 10m"),
+            ("heap = \"75\"", "heap: '75' is no share"),
+            ("heap = \"101%\"", "heap: '101%' is no share"),
+            ("env = { O = \"{heap_mib}\" }", "needs memory"),
             ("env = { \"A=B\" = \"x\" }", "no name of an environment variable"),
         ] {
             let error = agent(line);

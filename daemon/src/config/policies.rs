@@ -36,6 +36,34 @@ pub(super) fn memory_of(
     })
 }
 
+const HEAP_PERCENT_DEFAULT: u32 = 75;
+
+/// "75%".
+pub(super) fn heap_percent(text: Option<&str>) -> Result<u32, Problem> {
+    let Some(text) = text else { return Ok(HEAP_PERCENT_DEFAULT) };
+    let percent = text.strip_suffix('%').and_then(|number| number.parse().ok());
+    percent.filter(|percent| (1..=100).contains(percent)).ok_or_else(|| {
+        let words = format!("'{text}' is no share of the memory limit: write 1% to 100%");
+        problem("heap", words)
+    })
+}
+
+/// Whether the agent's runtime is told a heap limit that follows the memory limit.
+pub(super) fn heap_follows<'a>(
+    mut texts: impl Iterator<Item = &'a String>,
+    memory: MemoryPolicy,
+) -> Result<bool, Problem> {
+    let of_memory = ["{heap_mib}", "{memory_mib}"];
+    let Some(text) = texts.find(|text| of_memory.iter().any(|field| text.contains(field))) else {
+        return Ok(false);
+    };
+    if memory.first_bytes.is_none() {
+        let words = format!("'{text}' needs memory = \"…\" beside it");
+        return Err(problem("command and env", words));
+    }
+    Ok(true)
+}
+
 pub(super) fn breaker_of(table: &RestartTable) -> Result<BreakerPolicy, Problem> {
     let standard = BreakerPolicy::default();
     let policy = BreakerPolicy {
