@@ -25,6 +25,9 @@ use crate::machine;
 
 pub(crate) const DEFAULT: &str = include_str!("config/default.toml");
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// No agent in good health comes near, and one that forks without end is held before the machine
+/// is full.
+const PIDS_DEFAULT: u64 = 1_024;
 const FILE_NAME: &str = "dormouse.toml";
 
 #[derive(Debug, thiserror::Error)]
@@ -413,7 +416,7 @@ fn agent_of(table: AgentTable) -> Result<Agent, Problem> {
         driver: table.driver,
         command: table.command,
         adapter,
-        pids_limit: table.pids,
+        pids_limit: Some(table.pids.unwrap_or(PIDS_DEFAULT)),
         heap_percent: heap_percent(table.heap.as_deref())?,
         env: table.env,
         secrets: table.secrets,
@@ -477,6 +480,11 @@ mod tests {
         let memory = MemoryPolicy { first_bytes: Some(first), ceiling_bytes };
         let expected = AgentPolicy { memory, ..silent.agents[&python].policy.clone() };
         assert_eq!(written.agents[&python].policy, expected);
+        let limits = |config: &Config| {
+            let agent = &config.agents[&python];
+            (agent.pids_limit, agent.heap_percent)
+        };
+        assert_eq!(limits(&written), limits(&silent));
         assert_eq!(written.node, silent.node);
         assert_eq!(written.listen, silent.listen);
         assert_eq!(written.orphan_limit, silent.orphan_limit);

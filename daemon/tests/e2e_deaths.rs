@@ -203,6 +203,15 @@ fn an_agent_that_never_is_ready_and_one_that_falls_silent_are_told_apart() {
     assert_eq!(verdict(&exit), "start_timeout proved", "{exit}");
 }
 
+/// The memory limit that the newest instance was started with.
+#[track_caller]
+fn limit_of(daemon: &Daemon, session: &str) -> u64 {
+    let (instance, _, _) = daemon.instance_of(session);
+    let spec = std::fs::read_to_string(instance.folder.join("spec.json")).unwrap();
+    let spec: Value = serde_json::from_str(&spec).unwrap();
+    spec["memory_limit_bytes"].as_u64().expect("a limit was ordered")
+}
+
 /// What is needed twice over is got, after one death that proves the want.
 #[test]
 fn a_program_that_needs_more_than_its_limit_dies_once_and_then_answers() {
@@ -217,10 +226,47 @@ fn a_program_that_needs_more_than_its_limit_dies_once_and_then_answers() {
     let exit = last_exit(&client, "scripted/a");
     assert_eq!(verdict(&exit), "oom_limit proved", "{exit}");
     assert_eq!(exit["evidence"]["memory_limit_bytes"], 48 << 20);
-    let (instance, _, agent) = daemon.instance_of("scripted/a");
-    let spec = std::fs::read_to_string(instance.folder.join("spec.json")).unwrap();
-    let spec: Value = serde_json::from_str(&spec).unwrap();
-    assert_eq!(spec["memory_limit_bytes"], 96 << 20);
+    let (_, _, agent) = daemon.instance_of("scripted/a");
+    assert_eq!(limit_of(&daemon, "scripted/a"), 96 << 20);
     assert_eq!(client.ask("scripted/a", "eat-twice 56"), "ate twice", "and goes on living");
     assert!(agent.is_alive());
+}
+
+#[test]
+fn the_fields_of_memory_are_filled_in_from_the_limit() {
+    let daemon = Setup::new()
+        .config(
+            "[agents.heap]\ncommand = [\"sh\", \"-c\", \"echo $OPTIONS of {memory_mib}\"]\n\
+             adapter = { kind = \"exec\" }\nmemory = \"64MiB\"\nheap = \"50%\"\n\
+             env = { OPTIONS = \"--max-old-space-size={heap_mib}\" }",
+        )
+        .start();
+    assert_eq!(daemon.client().ask("heap/a", "?"), "--max-old-space-size=32 of 64\n");
+}
+
+/// The runtime's own limit is at fault, and follows the group's.
+#[test]
+fn a_heap_that_follows_the_memory_limit_grows_with_it_after_one_death() {
+    let script = "require('readline').createInterface({ input: process.stdin }).on('line', l => { \
+                  const { turn } = JSON.parse(l); const kept = []; \
+                  for (let n = 0; n < 80; n++) kept.push(new Array(131072).fill(n + 0.5)); \
+                  console.log(JSON.stringify({ turn, done: 'kept ' + kept.length })); });";
+    let command = toml_list(&["node", "-e", script]);
+    let daemon = Setup::new()
+        .config(&format!(
+            "[agents.node]\ncommand = {command}\nadapter = {{ kind = \"jsonl\" }}\n\
+             memory = \"256MiB\"\nheap = \"25%\"\nturn = {{ attempts = 2 }}\n\
+             env = {{ NODE_OPTIONS = \"--max-old-space-size={{heap_mib}}\" }}"
+        ))
+        .start();
+    if !has_limits(&daemon) || !has_node() {
+        return;
+    }
+    let client = daemon.client();
+    // 80 MiB are too much for 64, and not for 128.
+    assert_eq!(client.ask("node/a", "keep"), "kept 80");
+    let exit = last_exit(&client, "node/a");
+    assert_eq!(verdict(&exit), "oom_heap proved", "{exit}");
+    assert_eq!(client.generation("node/a"), 2);
+    assert_eq!(limit_of(&daemon, "node/a"), 512 << 20);
 }

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use dormouse_bridge::frames::HEAP_PERCENT_DEFAULT;
 use dormouse_core::breaker::{BreakerPolicy, WINDOW_MIN};
 use dormouse_core::limits;
 use dormouse_core::policy::{AgentPolicy, RetrySafety};
@@ -35,8 +36,6 @@ pub(super) fn memory_of(
         ceiling_bytes: ceiling.map(|size| size.0),
     })
 }
-
-const HEAP_PERCENT_DEFAULT: u32 = 75;
 
 /// "75%".
 pub(super) fn heap_percent(text: Option<&str>) -> Result<u32, Problem> {
