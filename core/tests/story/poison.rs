@@ -533,3 +533,30 @@ fn an_agent_that_says_it_failed_for_good_is_believed_and_the_next_message_is_tak
         "#]],
     );
 }
+
+/// Exit code 78 is a program's word for "my configuration is wrong": the same start would say the
+/// same again.
+#[test]
+fn an_agent_that_rejects_its_configuration_is_not_started_again_at_once() {
+    check(
+        r#"given send m1 to a/k
+           agent exits with 78
+           wake a/k"#,
+        expect![[r#"
+            0s          agent exits with 78
+                journal: starting → tripped: the agent ended with exit code 78
+                    [config_rejected]; failure 5 in a row, so the next start has to wait
+                m1 hears: the agent says that its configuration is wrong; the next start is
+                    due in 5m6s [config_rejected]
+                command: release a/k#1
+            0s          wake a/k
+                journal: tripped → asleep: ops asked to wake it
+                journal: asleep → starting: 1 message to answer
+                answer: accepted, 1 waiting
+                m1 hears: waking
+                command: start a/k#2
+            a/k starting, generation 2, failures 5
+              m1 pending
+        "#]],
+    );
+}
