@@ -5,8 +5,9 @@
 //!  arguments ─▶ command ─▶ client ─▶ HTTP ─▶ shape ─▶ rendered text ─▶ terminal
 //! ```
 //!
-//! Owner: `main`. Invariants: it speaks to the daemon over HTTP only, like every other client;
-//! output goes through `terminal` alone. Absent: the daemon (`run`), decisions, the store.
+//! Owner: `main`. Invariants: it speaks to the daemon over HTTP only, like every other client, and
+//! in `why_foreign` to other platforms' tools; output goes through `terminal` alone. Absent: the
+//! daemon (`run`), decisions, the store.
 
 mod agents;
 mod arguments;
@@ -31,6 +32,7 @@ mod testing;
 pub(crate) mod welcome;
 mod when;
 mod why;
+mod why_foreign;
 
 use std::process::ExitCode;
 
@@ -38,7 +40,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
 
-use arguments::{Arguments, Command, Common, Keys};
+use arguments::{Arguments, Command, Common, Keys, WhyAnything};
 use client::Client;
 use error::CommandError;
 use exit::Exit;
@@ -114,6 +116,9 @@ fn run(arguments: Arguments, terminal: &mut Terminal) -> Result<(), CommandError
         Command::Keys(Keys::Create { name, subject, operator, offline: true }) => {
             keys::create_offline(&options, name, subject, operator, common.json, terminal)
         }
+        Command::Why(WhyAnything { foreign: Some(foreign), .. }) => {
+            why_foreign::why(foreign, common.json, terminal)
+        }
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(CommandError::Runtime)?;
@@ -151,7 +156,12 @@ async fn client_command(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Chat(arguments) => chat::chat(arguments, context).await,
         Command::Ps(arguments) => sessions::ps(arguments, context).await,
         Command::Logs(arguments) => logs::logs(arguments, context).await,
-        Command::Why(arguments) => why::why(arguments, context).await,
+        Command::Why(WhyAnything { own: Some(arguments), .. }) => {
+            why::why(arguments, context).await
+        }
+        Command::Why(WhyAnything { own: None, .. }) => {
+            unreachable!("of a session and a platform one is required, and `run` has the platforms")
+        }
         Command::Wake(one) => sessions::request("wake", one, context).await,
         Command::Stop(one) => sessions::request("stop", one, context).await,
         Command::Restart(one) => sessions::request("restart", one, context).await,

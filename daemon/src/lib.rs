@@ -2,8 +2,9 @@
 //!
 //! Read on in this order: `cli` (commands) → `run` (the daemon from first line to last) → `engine`
 //! (the one loop) → `dormouse_core::supervisor` → `dormouse_core::session`. Beside them: `api`
-//! (HTTP), `hub` (who waits for what), `config`, `agents`, `keys`, `gate`, `metrics`, `machine`,
-//! `server`.
+//! (HTTP), `hub` (who waits for what), `foreign` (why something ended that Dormouse does not run),
+//! `config`, `agents`, `keys`, `gate`, `outcomes` with
+//! `metrics` and `notify`, `machine`, `server`.
 //!
 //! Owner: the process. Invariant: a bridge is this same program, and nothing of the daemon is set
 //! up for it. Absent: an interface for other crates; this library exists for its program.
@@ -14,11 +15,14 @@ mod cli;
 mod config;
 mod doctor;
 mod engine;
+mod foreign;
 mod gate;
 mod hub;
 mod keys;
 mod machine;
 mod metrics;
+mod notify;
+mod outcomes;
 mod random;
 mod report;
 mod run;

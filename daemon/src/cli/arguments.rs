@@ -3,12 +3,16 @@
 //! Invariants: every command takes `--json`, `--url`, `--key`, `--data` and `--config`; names are
 //! checked here, so that the rest sees only well-formed ones. Absent: what the commands do.
 
+mod foreign;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use dormouse_core::id::{AgentName, Generation, IdError, MessageId, SessionId, Subject};
 use dormouse_core::session::phase::Phase;
+
+pub(crate) use foreign::{Evidence, WhyForeign};
 
 const KEY_DEFAULT: &str = "main";
 
@@ -74,7 +78,7 @@ pub(crate) enum Command {
     Chat(Chat),
     Ps(Ps),
     Logs(Logs),
-    Why(Why),
+    Why(WhyAnything),
     /// Start a session's agent although no message waits.
     ///
     /// Example: dormouse wake python/main
@@ -205,7 +209,17 @@ Examples:
   dormouse why python                             a session (python/main)
   dormouse why python/tom#3                       its third life
   dormouse why msg_0192f0c4a7b87c3d9e1f2a3b4c5d6e7f  a message
-  dormouse why python --markdown > report.md      for a report")]
+  dormouse why python --markdown > report.md      for a report
+  dormouse why docker web                         what Dormouse does not run; also ecs, k8s")]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct WhyAnything {
+    #[command(flatten)]
+    pub(crate) own: Option<Why>,
+    #[command(subcommand)]
+    pub(crate) foreign: Option<WhyForeign>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Why {
     /// A session, one of its lives, or a message.
     #[arg(value_name = "SESSION|SESSION#N|MESSAGE")]

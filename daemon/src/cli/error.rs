@@ -17,6 +17,7 @@ use super::exit::Exit;
 use super::follow::FollowError;
 use super::target::TargetError;
 use super::terminal::{OutputError, Terminal, Tone};
+use super::why_foreign::ForeignError;
 use crate::api::shape::Message;
 
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,8 @@ pub(crate) enum CommandError {
     KeyName { name: String },
     #[error("{session} was not started so often; its newest start is #{newest}")]
     NoSuchStart { session: SessionId, newest: u64 },
+    #[error(transparent)]
+    Foreign(#[from] ForeignError),
     #[error(transparent)]
     Run(Box<crate::run::RunError>),
     #[error("the runtime of the program could not be started")]
@@ -153,6 +156,7 @@ impl CommandError {
                 let words = format!("dormouse why {session} has the timeline");
                 Report::new(Exit::NotFound, "no_such_start", self).next([&words])
             }
+            Self::Foreign(error) => foreign_report(error),
             Self::Run(source) => {
                 let next = if crate::report::chain(source).contains("is malformed") {
                     "the database is damaged, and was left as it is: put back a copy of it"
@@ -208,6 +212,21 @@ fn client_report(error: &ClientError) -> Report {
             }
             report.next([&detail.hint])
         }
+    }
+}
+
+fn foreign_report(error: &ForeignError) -> Report {
+    match error {
+        ForeignError::Document(_) => Report::new(Exit::Usage, "bad_evidence", error)
+            .next(["give what the platform's own tool prints as JSON; --help names the commands"]),
+        ForeignError::Read { .. } => Report::new(Exit::LocalFault, "file", error)
+            .because(error)
+            .next(["look at the path and its permissions"]),
+        ForeignError::NothingRead { .. } => Report::new(Exit::Failed, "no_evidence", error)
+            .next(["--from FILE reads what the platform's tool printed elsewhere"]),
+        ForeignError::Runtime(_) => Report::new(Exit::LocalFault, "no_runtime", error)
+            .because(error)
+            .next(["look at the limits of open files and processes (ulimit -a)"]),
     }
 }
 

@@ -275,10 +275,7 @@ mod tests {
         assert_eq!(refusal(b"\xc3\x28"), "f.json is not UTF-8 text");
         assert_eq!(refusal(b"[1]"), "f.json [0] is JSON, but no object");
         assert!(refusal(b"{\"x\": 1}").contains("neither of ECS"));
-        assert_eq!(
-            refusal(b"{\"tasks\": []}"),
-            "f.json is of Amazon ECS, and was read for Docker"
-        );
+        assert_eq!(refusal(b"{\"tasks\": []}"), "f.json is of Amazon ECS, and was read for Docker");
         assert!(refusal(&vec![b' '; DOCUMENT_BYTES_MAX + 1]).contains("more than 16 MiB"));
         let many = format!("[{}]", "1,".repeat(VALUES_MAX));
         assert_eq!(refusal(many.as_bytes()), "f.json has more than 1000000 values");

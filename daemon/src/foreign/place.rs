@@ -82,7 +82,8 @@ impl<'a> Place<'a> {
         };
         if items.len() > ITEMS_MAX {
             let (path, count) = (self.name(), items.len());
-            self.gaps.add(format!("of the {count} items of {path}, the first {ITEMS_MAX} were read"));
+            self.gaps
+                .add(format!("of the {count} items of {path}, the first {ITEMS_MAX} were read"));
         }
         let item = |(index, value): (usize, &'a Value)| Place {
             source: self.source,
@@ -101,7 +102,11 @@ impl<'a> Place<'a> {
     pub(super) fn text(&self) -> Option<&'a str> {
         match self.value? {
             Value::String(text) => (!text.is_empty()).then_some(text.as_str()),
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::Array(_)
+            | Value::Object(_) => {
                 self.wrong_type("a text");
                 None
             }
@@ -145,7 +150,9 @@ impl<'a> Place<'a> {
     /// Nothing for "never", as Docker writes it, and then no gap either.
     pub(super) fn time(&self) -> Option<Wall> {
         let read = match self.value? {
-            Value::String(text) if text.starts_with("0001-01-01") || text.is_empty() => return None,
+            Value::String(text) if text.starts_with("0001-01-01") || text.is_empty() => {
+                return None;
+            }
             Value::String(text) => time::of_text(text),
             Value::Number(number) => number.as_f64().and_then(time::of_seconds),
             Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
