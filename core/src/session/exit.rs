@@ -47,7 +47,10 @@ impl Session {
         }));
 
         if let Some(cause) = paced_as {
-            self.count_failure(cause, was_long, ctx);
+            // A life as long as the breaker's window was no failure to live.
+            let in_a_row = if was_long { 0 } else { self.failures };
+            self.failures = in_a_row.saturating_add(1);
+            self.last_failure = Some(cause);
         }
         if self.phase == Phase::Starting && cause.is_some() {
             // The start that was asked for has failed. One that was lost with a daemon has not.
@@ -72,18 +75,6 @@ impl Session {
         let because = Because::Exited { summary, failures: self.failures, restart_at };
         self.enter_rest(restart, because, turn.map(|turn| turn.message), ctx);
         ctx.effects.command(Command::ReleaseInstance { instance: self.instance_id() });
-    }
-
-    /// `was_long`: the life lasted as long as the breaker's window, so that it was no failure to
-    /// live.
-    fn count_failure(&mut self, cause: Cause, was_long: bool, ctx: &Context<'_>) {
-        let in_a_row = if was_long { 0 } else { self.failures };
-        self.failures = in_a_row.saturating_add(1);
-        if cause == Cause::ConfigRejected {
-            // It would say the same again: the breaker opens at once.
-            self.failures = self.failures.max(ctx.policy.breaker.intensity);
-        }
-        self.last_failure = Some(cause);
     }
 
     /// How much memory the next life may use. `true`: more than this one.

@@ -148,7 +148,11 @@ impl Session {
 
     /// The pause that the failures so far call for, if it is longer than nothing.
     pub(super) fn pause(&self, ctx: &Context<'_>) -> Option<Due> {
-        let (pause, is_probe) = match breaker::next(self.failures, ctx.policy.breaker, &self.id) {
+        let policy = ctx.policy.breaker;
+        // It would say the same again: the breaker opens at once.
+        let is_certain = self.last_failure == Some(Cause::ConfigRejected);
+        let at_least = if is_certain { policy.intensity } else { 0 };
+        let (pause, is_probe) = match breaker::next(self.failures.max(at_least), policy, &self.id) {
             Next::AtOnce => return None,
             Next::After(pause) => (pause, false),
             Next::Probe(pause) => (pause, true),

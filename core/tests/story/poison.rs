@@ -545,7 +545,7 @@ fn an_agent_that_rejects_its_configuration_is_not_started_again_at_once() {
         expect![[r#"
             0s          agent exits with 78
                 journal: starting → tripped: the agent ended with exit code 78
-                    [config_rejected]; failure 5 in a row, so the next start has to wait
+                    [config_rejected]; failure 1 in a row, so the next start has to wait
                 m1 hears: the agent says that its configuration is wrong; the next start is
                     due in 5m6s [config_rejected]
                 command: release a/k#1
@@ -555,7 +555,7 @@ fn an_agent_that_rejects_its_configuration_is_not_started_again_at_once() {
                 answer: accepted, 1 waiting
                 m1 hears: waking
                 command: start a/k#2
-            a/k starting, generation 2, failures 5
+            a/k starting, generation 2, failures 1
               m1 pending
         "#]],
     );
