@@ -173,7 +173,7 @@ fn a_fake_agent_plays_its_script_from_the_config() {
     assert_eq!(seen.of("delta").len(), 3);
     let dead = client.ended(&client.submit("fake/a", "boom"));
     assert_eq!((&dead["state"], &dead["attempts"]), (&json!("dead"), &json!(3)));
-    assert_eq!(dead["cause"], "attempts_exhausted");
+    assert_eq!(dead["cause"], "poison_message");
     let exits = client.why("fake/a");
     assert_eq!(exits["last_exit"]["cause"], "app_exit", "{exits}");
 }

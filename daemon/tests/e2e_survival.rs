@@ -461,7 +461,8 @@ fn after_a_failed_sync_nothing_is_acknowledged_and_the_next_start_has_all_that_w
 
 #[test]
 fn an_agent_over_its_memory_limit_is_found_out_with_evidence() {
-    let daemon = setup(&[], "memory = \"48MiB\"\nturn = { attempts = 2 }");
+    let daemon =
+        setup(&[], "memory = \"48MiB\"\nmemory_ceiling = \"48MiB\"\nturn = { attempts = 2 }");
     let enforced = daemon.cli(&["doctor", "--json"]);
     if !enforced.out.contains("memory")
         || !Path::new("/sys/fs/cgroup/memory").is_dir()

@@ -323,7 +323,7 @@ fn a_poison_message_is_dead_lettered_with_evidence_and_the_rest_is_answered() {
     assert_eq!(client.reply(&before), "before");
     let seen = stream.rest();
     let poison = seen.message_id();
-    assert_eq!(seen.end().data["error"]["code"], "attempts_exhausted");
+    assert_eq!(seen.end().data["error"]["code"], "poison_message");
     for (n, id) in after.iter().enumerate() {
         assert_eq!(client.reply(id), format!("after {n}"));
         assert_eq!(client.message(id)["attempts"], 1);

@@ -33,6 +33,7 @@ impl Session {
         let paced_as = cause.or_else(|| self.unwanted_end(&evidence, circumstances.stop));
         let summary = ExitSummary::of(&evidence, cause, circumstances.stop);
         let peak_bytes = evidence.memory_peak_bytes;
+        let stop = circumstances.stop;
         let has_more_memory = self.size(&diagnosis, peak_bytes, ctx);
         ctx.effects.write(Write::InsertExit(ExitRecord {
             session: self.id.clone(),
@@ -65,7 +66,10 @@ impl Session {
                 Some(cause) if has_more_memory => {
                     self.attempt_was_cut_short(turn, cause, restart_at, ctx);
                 }
-                Some(cause) => self.attempt_died(turn, cause, restart_at, ctx),
+                Some(cause) => {
+                    let was_stopped = stop.is_some();
+                    self.attempt_died(turn, cause, was_stopped, restart_at, ctx);
+                }
                 None => {
                     self.attempt_was_cut_short(turn, Cause::StoppedDuringTurn, restart_at, ctx);
                 }
@@ -129,11 +133,12 @@ impl Session {
         }
     }
 
-    /// The agent died with this message in its hands.
+    /// The agent died with this message in its hands, or was stopped because of it.
     fn attempt_died(
         &mut self,
         turn: TurnId,
         cause: Cause,
+        was_stopped: bool,
         restart_at: Option<Wall>,
         ctx: &mut Context<'_>,
     ) {
@@ -145,7 +150,9 @@ impl Session {
         match self.queue.fail(turn, ctx.policy.attempts, None) {
             AfterFailure::Exhausted { attempts } => {
                 let detail = last_of(attempts, cause.plain_words());
-                self.bury(turn, Cause::PoisonMessage, detail, None, ctx);
+                let poison =
+                    if was_stopped { Cause::AttemptsExhausted } else { Cause::PoisonMessage };
+                self.bury(turn, poison, detail, None, ctx);
             }
             AfterFailure::Again { attempts, excused } => {
                 let message = turn.message;

@@ -555,12 +555,12 @@ fn a_wake_during_the_stop_of_a_stuck_agent_is_carried_out() {
                 answer: accepted, 1 waiting
             10m         agent dies of signal 15, asked by daemon
                 journal: stopping: m1 was cut short; attempt 1 is counted
-                journal: stopping: m1 was dead-lettered after 1 attempt [poison_message]
+                journal: stopping: m1 was dead-lettered after 1 attempt [attempts_exhausted]
                 journal: stopping → asleep: the agent was ended by signal 15, as asked (turn
                     stuck) [turn_stuck]
                 journal: asleep → starting: it was asked for
                 m1 hears: given up, after 1 attempt; the last: the agent showed no sign of
-                    progress for too long [poison_message]
+                    progress for too long [attempts_exhausted]
                 command: release a/k#1
                 command: start a/k#2
             10m         agent exits with 1
@@ -568,7 +568,7 @@ fn a_wake_during_the_stop_of_a_stuck_agent_is_carried_out() {
                     failure 2 in a row, so the next start has to wait
                 command: release a/k#2
             a/k backoff, generation 2, failures 2
-              m1 dead [poison_message]
+              m1 dead [attempts_exhausted]
         "#]],
     );
 }

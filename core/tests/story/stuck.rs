@@ -221,12 +221,12 @@ fn a_message_that_always_gets_stuck_is_dead_lettered_and_the_next_one_answered()
                 command: stop a/k#2, grace 10 s
             20m         agent dies of signal 15, asked by daemon
                 journal: stopping: m1 was cut short; attempt 2 is counted
-                journal: stopping: m1 was dead-lettered after 2 attempts [poison_message]
+                journal: stopping: m1 was dead-lettered after 2 attempts [attempts_exhausted]
                 journal: stopping → asleep: the agent was ended by signal 15, as asked (turn
                     stuck) [turn_stuck]
                 journal: asleep → starting: 1 message to answer
                 m1 hears: given up, after 2 attempts; the last: the agent showed no sign of
-                    progress for too long [poison_message]
+                    progress for too long [attempts_exhausted]
                 m2 hears: waking, about 0 ms
                 command: release a/k#2
                 command: start a/k#3
@@ -243,7 +243,7 @@ fn a_message_that_always_gets_stuck_is_dead_lettered_and_the_next_one_answered()
                 m2 hears: the answer of 1, "2"
                 command: acknowledge m2.1 to a/k#3
             a/k awake, generation 3
-              m1 dead [poison_message], attempts 2
+              m1 dead [attempts_exhausted], attempts 2
               m2 answered "2"
         "#]],
     );
