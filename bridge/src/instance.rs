@@ -92,7 +92,7 @@ pub(crate) enum LineState {
 pub(crate) enum FromAgent {
     Pipes(FromPipes),
     Http(HttpSaid),
-    /// The kernel tells so many times that memory runs out, or did.
+    /// The kernel tells that memory runs out, so many times before it counted a kill.
     OutOfMemory(u64),
 }
 

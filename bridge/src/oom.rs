@@ -161,11 +161,14 @@ impl OomWatch {
     pub(crate) fn begin(&mut self, counters: Counters) {
         self.ledger = Ledger::begin(counters);
         self.look_again = None;
+        // Said of the time before.
+        let _passed_over = self.notices.as_ref().and_then(Notices::take);
         // What cannot be passed over may speak of an earlier process with the same number.
         self.kernel_log = self.kernel_log.take().filter(|log| log.begin().is_ok());
     }
 
-    /// Waits for the kernel's next word. Nothing is lost if the wait is given up.
+    /// Waits for the kernel's next word, and gives how many kills it told of that it had not counted
+    /// yet. Nothing is lost if the wait is given up.
     pub(crate) async fn next(&self) -> u64 {
         match &self.notices {
             Some(notices) => notices.next().await,
@@ -214,7 +217,7 @@ impl OomWatch {
     ) -> (u64, Option<OomVictim>) {
         self.look_again = None;
         // The process's end may be heard of before the word that came before it.
-        self.ledger.told += self.notices.as_ref().map_or(0, Notices::take);
+        self.ledger.told += self.notices.as_ref().and_then(Notices::take).unwrap_or(0);
         let kills = now.oom_kills_since(&self.ledger.begun).unwrap_or(0);
         let log = self.kernel_log.as_ref();
         let logged = || log.map_or(Said::Nothing, |log| log.said_of(process));
@@ -263,24 +266,26 @@ impl Notices {
         Ok(Self { source: source.map_err(io::Error::from)?, version: spec.version })
     }
 
+    /// How many kills the kernel told of before it counted them.
     async fn next(&self) -> u64 {
         loop {
             let Ok(mut ready) = self.source.readable().await else {
                 return std::future::pending().await;
             };
-            let times = self.take();
+            let taken = self.take();
             ready.clear_ready();
-            if times > 0 {
+            if let Some(times) = taken {
                 return times;
             }
         }
     }
 
-    /// How often the kernel told since the last time; version 2 does not say, so 1 at most.
-    fn take(&self) -> u64 {
+    /// `None`: nothing since the last time.
+    fn take(&self) -> Option<u64> {
         match self.version {
             CgroupVersion::V1 => take_count(self.source.get_ref()),
-            CgroupVersion::V2 => take_changes(self.source.get_ref()),
+            // Of kills that are counted already, and of much else.
+            CgroupVersion::V2 => take_changes(self.source.get_ref()).then_some(0),
         }
     }
 }
@@ -305,20 +310,20 @@ fn subscribe_v2(folder: &Path) -> io::Result<OwnedFd> {
     Ok(source)
 }
 
-fn take_count(source: &OwnedFd) -> u64 {
+fn take_count(source: &OwnedFd) -> Option<u64> {
     let mut count = [0; 8];
     match rustix::io::read(source, &mut count) {
-        Ok(8) => u64::from_ne_bytes(count),
-        _ => 0,
+        Ok(8) => Some(u64::from_ne_bytes(count)),
+        _nothing => None,
     }
 }
 
-fn take_changes(source: &OwnedFd) -> u64 {
+fn take_changes(source: &OwnedFd) -> bool {
     let mut changes = [0; CHANGES_BYTES];
-    let mut has_changed = 0;
+    let mut has_changed = false;
     loop {
         match rustix::io::read(source, &mut changes) {
-            Ok(bytes) if bytes > 0 => has_changed = 1,
+            Ok(bytes) if bytes > 0 => has_changed = true,
             Err(Errno::INTR) => {}
             _nothing_more => return has_changed,
         }
@@ -524,7 +529,7 @@ mod tests {
         };
         let notices = Notices::of(&spec).unwrap();
         fs::write(&file, "oom_kill 1\n").unwrap();
-        assert_eq!(notices.next().await, 1);
+        assert_eq!(notices.next().await, 0, "counted already");
         let nothing = tokio::time::timeout(Duration::from_millis(20), notices.next()).await;
         assert!(nothing.is_err(), "it told twice");
     }

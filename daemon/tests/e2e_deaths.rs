@@ -97,6 +97,9 @@ fn five_deaths_that_look_alike_get_five_verdicts() {
     assert_eq!(exit["evidence"]["end"], json!({ "how": "exited", "code": 137 }));
     assert_eq!(exit["evidence"]["oom_victim"], "child");
 
+    let exit = dies_of(&client, "scripted/child-of-one", "eat-child 200 1");
+    assert_eq!(verdict(&exit), "oom_child likely", "{exit}");
+
     client.ask("stubborn/a", "hello");
     client.request("stubborn/a", "stop");
     client.phase_becomes("stubborn/a", "asleep");

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dormouse_bridge::frames::{Adapter, Launch, Secret, ToBridge};
 use dormouse_bridge::rundir::ProcessMark;
 use dormouse_core::event::{AgentState, TurnOutcome};
-use dormouse_core::evidence::{AskedBy, End, Evidence};
+use dormouse_core::evidence::{AskedBy, End, Evidence, OomVictim};
 use dormouse_core::id::{BootId, TurnId};
 
 use super::*;

@@ -170,7 +170,8 @@ async fn when_a_bridge_is_killed_its_results_are_reported_and_then_its_end() {
 async fn a_lost_bridge_leaves_nothing_alive_and_the_agents_last_log_lines() {
     for has_cgroups in [true, false] {
         let mut rig = rig_with(has_cgroups);
-        let script = "echo aargh >&2; setsid sh -c 'echo $$ > escaped; exec sleep 1000' &
+        let script =
+            "echo 'aargh: an error' >&2; setsid sh -c 'echo $$ > escaped; exec sleep 1000' &
                       exec sleep 1000";
         rig.running(order(), script).await;
         let escaped = rig.written_mark("escaped").await;
@@ -188,6 +189,7 @@ async fn a_lost_bridge_leaves_nothing_alive_and_the_agents_last_log_lines() {
         assert!(!agent.is_alive() && !escaped.is_alive());
         assert_eq!(evidence.end, End::BridgeLost);
         assert!(evidence.log_tail.contains(" err aargh"), "{}", evidence.log_tail);
+        assert_eq!(evidence.first_error.as_deref(), Some("aargh: an error"));
         rig.finish().await;
     }
 }

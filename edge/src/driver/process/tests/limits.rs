@@ -20,7 +20,7 @@ async fn an_agent_beyond_its_memory_is_killed_with_the_kernels_counter_as_eviden
     let evidence = rig.exited().await;
     assert_eq!((evidence.end, evidence.asked_by), (End::Signaled { signal: 9 }, None));
     assert_eq!(evidence.memory_limit_bytes, Some(limit));
-    assert!(evidence.oom_kills >= Some(1), "{:?}", evidence.oom_kills);
+    assert_eq!((evidence.oom_kills, evidence.oom_victim), (Some(1), Some(OomVictim::Main)));
     let peak = evidence.memory_peak_bytes.unwrap();
     assert!((limit / 2..=limit).contains(&peak), "{peak}");
     rig.finish().await;
@@ -57,6 +57,27 @@ async fn an_agent_cannot_make_more_processes_than_it_may() {
     let outcome = rig.turn_ended(1).await;
     let said = format!("{outcome:?}");
     assert!(!said.contains("all"), "{said}");
+    rig.send(ToBridge::Acknowledge { turn: turn(1) });
+    rig.send(ToBridge::Stop { grace_ms: 1_000 });
+    let evidence = rig.exited().await;
+    assert!(evidence.pids_refused >= Some(1), "{evidence:?}");
+    rig.finish().await;
+}
+
+#[tokio::test]
+async fn a_lost_bridge_s_group_tells_what_was_refused_in_it() {
+    let mut rig = rig();
+    if !is_enforced(&rig.driver().facts().pids) {
+        return rig.finish().await;
+    }
+    let order = StartOrder { pids_limit: Some(4), ..order() };
+    let script = "(for n in 1 2 3 4 5 6 7 8; do sleep 1000 & done); echo > done; exec sleep 1000";
+    rig.running(order, script).await;
+    rig.written("done").await;
+    kill_hard(rig.bridge());
+    let evidence = rig.exited().await;
+    assert_eq!((evidence.end, evidence.oom_victim), (End::BridgeLost, None));
+    assert!(evidence.pids_refused >= Some(1), "{:?}", evidence.pids_refused);
     rig.finish().await;
 }
 
