@@ -3,6 +3,9 @@
 //! Invariant: what is before 1970, beyond year 9999 or no time at all is `None`; Docker's
 //! 0001-01-01 means "never", and so is `None` as well. Absent: the clock.
 
+use std::time::Duration;
+
+use dormouse_core::journal::human_span;
 use dormouse_core::time::Wall;
 
 const YEAR_10000_SECONDS: f64 = 253_402_300_800.0;
@@ -29,6 +32,11 @@ fn of_milliseconds(milliseconds: i64) -> Option<Wall> {
 /// From `earlier` to `later`; nothing where a clock went backwards between them.
 pub(super) fn between_ms(earlier: Option<Wall>, later: Option<Wall>) -> Option<u64> {
     later?.0.checked_sub(earlier?.0)
+}
+
+/// "28 s before its end", for the fact of a start.
+pub(super) fn lived(uptime_ms: u64) -> String {
+    format!("{} before its end", human_span(Duration::from_millis(uptime_ms)))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use dormouse_core::time::Wall;
 
 use super::super::place::Place;
 use super::super::remedy::{DockerSetting, Setting};
-use super::super::time::between_ms;
+use super::super::time::{between_ms, lived};
 use super::super::words::{init_kind, not_started, start_kind};
 use super::super::{End, Step};
 
@@ -99,6 +99,15 @@ impl<'a> Life<'_, 'a> {
         has_start || between_ms(first, self.die().map(|die| die.at)).is_some_and(|ms| ms >= reach)
     }
 
+    fn ruled_out(&self, container: Option<&Place<'_>>) -> Vec<RuledOut> {
+        if !self.is_covered(container) || !self.wishes(container).is_empty() {
+            return Vec::new();
+        }
+        let because = "the events have no kill from its start to its end".to_owned();
+        let causes = [Cause::StoppedByUser, Cause::StopTimeoutKill];
+        causes.map(|cause| RuledOut { cause, because: because.clone() }).into()
+    }
+
     fn is_swarm(&self) -> bool {
         self.events.iter().any(|event| event.is_swarm)
     }
@@ -175,7 +184,7 @@ pub(super) fn end_of_life(life: &Life<'_, '_>, container: Option<&Place<'_>>, na
         exit_code: die.and_then(|die| die.exit_code),
         facts,
         at_most,
-        ruled_out: Vec::new(),
+        ruled_out: life.ruled_out(container),
         timeline: life
             .events
             .iter()
@@ -188,7 +197,7 @@ pub(super) fn end_of_life(life: &Life<'_, '_>, container: Option<&Place<'_>>, na
 
 fn add_uptime(facts: &mut Facts, started_at: Option<Wall>, ended_at: Option<Wall>) {
     facts.uptime_ms = between_ms(started_at, ended_at).map(|ms| {
-        let fact = Fact::new("docker", "from its start to its end", format!("{ms} ms"));
+        let fact = Fact::new("docker", "from its start", lived(ms));
         Known::new(ms, fact)
     });
 }

@@ -6,15 +6,15 @@
 //! Absent: what it means together (`core::diagnosis`).
 
 use dormouse_core::cause::Cause;
-use dormouse_core::diagnosis::Confidence;
 use dormouse_core::diagnosis::facts::{
     Ending, Fact, Facts, HealthCheck, Initiator, Known, NotStarted, Notice, Oom,
 };
+use dormouse_core::diagnosis::{Confidence, RuledOut};
 use dormouse_core::time::Wall;
 
 use super::super::place::Place;
 use super::super::remedy::{EcsSetting, Setting};
-use super::super::time::between_ms;
+use super::super::time::{between_ms, lived};
 use super::super::words::{
     init_kind, not_started, placement_kind, pull_kind, says_out_of_memory, start_kind,
     watchdog_kind,
@@ -80,7 +80,7 @@ pub(super) fn end<'a>(
         exit_code: task.deciding().and_then(|container| container.key("exitCode").exit_code()),
         facts,
         at_most,
-        ruled_out: Vec::new(),
+        ruled_out: task.ruled_out(),
         timeline: task.timeline(),
         setting: task.setting(),
     }
@@ -276,10 +276,8 @@ impl<'a> Task<'_, 'a> {
     }
 
     fn add_end(&self, facts: &mut Facts, was_asked: bool, at_most: &mut Option<Confidence>) {
-        facts.uptime_ms =
-            between_ms(self.place.key("startedAt").time(), ended_at(self.place)).map(|ms| {
-                Known::new(ms, self.place.key("startedAt").fact_of(format!("{ms} ms before")))
-            });
+        facts.uptime_ms = between_ms(self.place.key("startedAt").time(), ended_at(self.place))
+            .map(|ms| Known::new(ms, self.place.key("startedAt").fact_of(lived(ms))));
         let Some(container) = self.deciding() else {
             facts.missing.push("describe-tasks has no containers of this task".to_owned());
             return;
@@ -385,6 +383,16 @@ impl<'a> Task<'_, 'a> {
                 .map(str::to_owned),
             cluster: text(Some(self.place.key("clusterArn"))).map(|arn| last_part(&arn).to_owned()),
         })
+    }
+
+    /// By the platform's own word, nobody asked for the end.
+    fn ruled_out(&self) -> Vec<RuledOut> {
+        if self.stop_code != "EssentialContainerExited" {
+            return Vec::new();
+        }
+        let because = format!("nobody asked it to stop (stopCode = {})", self.stop_code);
+        let causes = [Cause::StopTimeoutKill, Cause::StoppedByUser, Cause::DeployReplaced];
+        causes.map(|cause| RuledOut { cause, because: because.clone() }).into()
     }
 
     fn timeline(&self) -> Vec<Step> {

@@ -11,7 +11,7 @@ use dormouse_core::time::Wall;
 
 use super::super::place::Place;
 use super::super::remedy::{KubernetesSetting, Setting};
-use super::super::time::between_ms;
+use super::super::time::{between_ms, lived};
 use super::super::words::{not_started, start_kind};
 use super::super::{End, Step};
 use super::pod::{EVENT_SLACK_MS, GRACE_SECONDS_DEFAULT};
@@ -109,9 +109,8 @@ fn container_facts(
     }
     facts.log = log_signs("the container's last words", message);
     let uptime = between_ms(terminated.key("startedAt").time(), ended_at);
-    facts.uptime_ms = uptime.map(|ms| {
-        Known::new(ms, terminated.key("startedAt").fact_of(format!("{ms} ms before its end")))
-    });
+    facts.uptime_ms =
+        uptime.map(|ms| Known::new(ms, terminated.key("startedAt").fact_of(lived(ms))));
     facts
 }
 
