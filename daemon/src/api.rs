@@ -162,7 +162,7 @@ async fn metrics(State(api): State<Api>, caller: caller::Operator) -> Result<Res
     let counts = api.readers.read(|reader| reader.counts()).await?;
     let as_gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
     api.metrics.waiting.set(as_gauge(counts.waiting()));
-    api.metrics.sessions.set(as_gauge(counts.sessions));
+    api.metrics.set_sessions(&counts.sessions_by_phase);
     api.metrics.bridges.set(as_gauge(api.drivers.connected_bridges() as u64));
     let text = api.metrics.text().map_err(|error| {
         tracing::error!(%error, "the metrics could not be written");

@@ -5,6 +5,7 @@
 //! defaults in the code.
 //! Absent: reloading, revisions, secret values.
 
+mod notify;
 mod policies;
 pub(crate) mod units;
 
@@ -17,11 +18,13 @@ use dormouse_core::id::AgentName;
 use dormouse_core::limits;
 use dormouse_core::policy::{AgentPolicy, NodePolicy};
 use dormouse_edge::driver::fake::FakeScript;
+use notify::NotifyTable;
 use policies::{breaker_of, heap_follows, heap_percent, memory_of, policy_of};
 use serde::Deserialize;
 use units::{Size, Span};
 
 use crate::machine;
+use crate::notify::Target;
 
 pub(crate) const DEFAULT: &str = include_str!("config/default.toml");
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -50,6 +53,7 @@ pub(crate) struct Config {
     pub(crate) refuse_without_cgroup: bool,
     pub(crate) disk_floor_bytes: u64,
     pub(crate) gate: GateLimits,
+    pub(crate) notify: Vec<Target>,
     pub(crate) agents: BTreeMap<AgentName, Agent>,
 }
 
@@ -117,6 +121,7 @@ struct File {
     server: ServerTable,
     node: NodeTable,
     limits: LimitsTable,
+    notify: NotifyTable,
     agents: BTreeMap<String, AgentTable>,
 }
 
@@ -136,6 +141,7 @@ impl Default for ServerTable {
 #[serde(deny_unknown_fields, default)]
 struct NodeTable {
     starts_at_once: usize,
+    restarts_per_minute: usize,
     orphan_limit: Span,
     when_no_cgroup: WhenNoCgroup,
     disk_floor: Size,
@@ -152,6 +158,7 @@ impl Default for NodeTable {
     fn default() -> Self {
         Self {
             starts_at_once: NodePolicy::default().starts_at_once,
+            restarts_per_minute: NodePolicy::default().restarts_per_minute,
             orphan_limit: Span(Duration::from_secs(10 * 60)),
             when_no_cgroup: WhenNoCgroup::GoOn,
             disk_floor: Size(64 << 20),
@@ -313,6 +320,8 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), Co
         problem,
     };
     check_node(&file).map_err(|(setting, problem)| wrong(setting, problem))?;
+    let notify =
+        notify::targets_of(file.notify).map_err(|(setting, problem)| wrong(setting, problem))?;
     let mut agents = BTreeMap::new();
     let mut scripts = BTreeMap::new();
     for (name, table) in file.agents {
@@ -328,6 +337,7 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), Co
         listen: file.server.listen,
         node: NodePolicy {
             starts_at_once: file.node.starts_at_once,
+            restarts_per_minute: file.node.restarts_per_minute,
             queue_messages_max: file.limits.queue_messages,
             queue_bytes_max: file.limits.queue_size.0,
             memory_max_bytes: None,
@@ -342,6 +352,7 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), Co
             wrong_keys_per_minute: file.limits.wrong_keys_per_minute,
             connections: file.limits.connections,
         },
+        notify,
         agents,
     };
     Ok((config, scripts))
@@ -356,6 +367,7 @@ fn problem(setting: &str, words: impl Into<String>) -> Problem {
 fn check_node(file: &File) -> Result<(), Problem> {
     let at_least_one = [
         ("node.starts_at_once", file.node.starts_at_once),
+        ("node.restarts_per_minute", file.node.restarts_per_minute),
         ("limits.queue_messages", file.limits.queue_messages),
         ("limits.connections", file.limits.connections),
         ("limits.messages_per_second", file.limits.messages_per_second as usize),

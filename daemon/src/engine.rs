@@ -17,15 +17,15 @@
 pub(crate) mod clock;
 pub(crate) mod hands;
 pub(crate) mod mint;
+mod pending;
 pub(crate) mod request;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_core::command::{Answer, Command, Effects, Write};
+use dormouse_core::command::{Answer, Command, Write};
 use dormouse_core::event::{Event, Submission};
-use dormouse_core::id::{InstanceId, MessageId, RequestId, SessionId, Subject, TurnId};
+use dormouse_core::id::{InstanceId, MessageId, RequestId, SessionId, Subject};
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::{Monotonic, Now};
 use dormouse_store::{ApplyError, Batch, CommitError, PruneError, ReadError, Store};
@@ -34,9 +34,11 @@ use tokio::sync::mpsc;
 use crate::config::Config;
 use crate::hub::{Hub, Place};
 use crate::metrics::Metrics;
+use crate::notify::Notifier;
 use clock::Clock;
 use hands::Hands;
 use mint::Mint;
+use pending::Pending;
 use request::{Ask, KeyChange, Reply, Request, Verdict};
 
 /// The most inputs that one transaction takes: enough for group commit, few enough that the first
@@ -64,6 +66,7 @@ pub(crate) struct Engine {
     hub: Hub,
     hands: Hands,
     metrics: Arc<Metrics>,
+    notifier: Notifier,
     requests: mpsc::Receiver<Request>,
     events: mpsc::Receiver<Event>,
     next_request: u64,
@@ -85,24 +88,15 @@ pub(crate) struct EngineParts {
     pub(crate) hub: Hub,
     pub(crate) hands: Hands,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) notifier: Notifier,
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) events: mpsc::Receiver<Event>,
-}
-
-/// One batch while it is being built.
-#[derive(Default)]
-struct Pending {
-    effects: Effects,
-    waiting: BTreeMap<RequestId, Ask>,
-    replies: Vec<(Reply, Verdict)>,
-    /// Texts for the turns that this batch delivers.
-    texts: BTreeMap<TurnId, String>,
 }
 
 impl Engine {
     /// Takes over what the store holds. `alive` are the instances that the drivers found running.
     pub(crate) fn recover(parts: EngineParts) -> Result<Self, EngineError> {
-        let EngineParts { store, config, hub, hands, metrics, requests, events } = parts;
+        let EngineParts { store, config, hub, hands, metrics, notifier, requests, events } = parts;
         let newest = store.newest_message_id().map_err(EngineError::Read)?;
         let mut engine = Self {
             supervisor: empty_supervisor(&config),
@@ -116,6 +110,7 @@ impl Engine {
             hub,
             hands,
             metrics,
+            notifier,
             requests,
             events,
         };
@@ -253,6 +248,8 @@ impl Engine {
     /// After the commit: answer, tell, act.
     fn release(&mut self, mut pending: Pending) {
         self.metrics.count(&pending.effects);
+        self.metrics.count_outcomes(&pending.outcomes);
+        self.notifier.tell(&pending.outcomes);
         for (request, answer) in std::mem::take(&mut pending.effects.answers) {
             let ask = pending.waiting.remove(&request).expect("each request is answered once");
             let watcher = match (&answer, ask.watch) {
@@ -325,7 +322,7 @@ impl Engine {
             self.supervisor.recover(now, stored, &mut pending.effects);
         }
         let mut batch = self.store.batch();
-        apply_all(&mut batch, &mut pending.effects)?;
+        apply_all(&mut batch, &mut pending)?;
         batch.commit().map_err(EngineError::Commit)?;
         self.release(pending);
         self.hands.reconcile(expected);
@@ -341,7 +338,9 @@ fn empty_supervisor(config: &Config) -> Supervisor {
 
 /// Sessions come first: where a message is there before the row of its session, SQLite looks
 /// through all messages for more of that session as the row comes.
-fn apply_all(batch: &mut Batch<'_>, effects: &mut Effects) -> Result<(), EngineError> {
+fn apply_all(batch: &mut Batch<'_>, pending: &mut Pending) -> Result<(), EngineError> {
+    let Pending { effects, outcomes, .. } = pending;
+    effects.writes.iter().for_each(|write| outcomes.note(write));
     let is_session = |write: &&Write| matches!(write, Write::PutSession(_));
     let sessions = effects.writes.iter().filter(is_session);
     let others = effects.writes.iter().filter(|write| !is_session(write));
@@ -373,7 +372,7 @@ impl Step<'_, '_> {
         let commands_before = self.pending.effects.commands.len();
         self.supervisor.handle(self.now, event, &mut self.pending.effects);
         // Applied at once, so that the next event of this batch sees them in the open transaction.
-        apply_all(self.batch, &mut self.pending.effects)?;
+        apply_all(self.batch, self.pending)?;
         self.add_texts(commands_before)
     }
 
@@ -473,17 +472,6 @@ impl Step<'_, '_> {
         let request = RequestId(*self.next_request);
         self.pending.waiting.insert(request, ask);
         request
-    }
-}
-
-impl Pending {
-    fn refuse_everything(&mut self) {
-        for (_, ask) in std::mem::take(&mut self.waiting) {
-            drop(ask.reply.send(Verdict::StoreFull));
-        }
-        for (reply, _) in self.replies.drain(..) {
-            drop(reply.send(Verdict::StoreFull));
-        }
     }
 }
 

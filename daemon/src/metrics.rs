@@ -1,13 +1,18 @@
 //! Counters for Prometheus. They reconcile: accepted = answered + dead + cancelled + waiting
 //! (FAULTS I24).
 //!
-//! Owner: the engine counts what it released; `/metrics` prints. Invariant: labels come from closed
-//! lists (never a subject, a session or a message). Absent: exporting anywhere.
+//! Owner: the engine counts what it released; `/metrics` prints. Invariants: labels are agents of
+//! the config and words of closed lists (never a subject, a session or a message); what an alert
+//! watches is there as 0 from the start, since a counter that appears as 1 has not risen. Absent:
+//! exporting anywhere.
 
 use std::time::Instant;
 
 use dormouse_core::cause::Cause;
 use dormouse_core::command::{Answer, Command, Effects, News, Refusal};
+use dormouse_core::diagnosis::Confidence;
+use dormouse_core::id::{AgentName, SessionId};
+use dormouse_core::session::phase::Phase;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -16,10 +21,52 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::outcomes::Outcomes;
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CauseLabel {
     cause: &'static str,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AgentLabel {
+    agent: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeadLabel {
+    agent: String,
+    cause: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ExitLabel {
+    agent: String,
+    cause: &'static str,
+    confidence: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabel {
+    phase: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NotificationLabel {
+    target: &'static str,
+    outcome: &'static str,
+}
+
+/// Why messages are given up: those that `dead_letters` begins with.
+const DEAD_CAUSES: [Cause; 7] = [
+    Cause::PoisonMessage,
+    Cause::AttemptsExhausted,
+    Cause::Ambiguous,
+    Cause::AgentError,
+    Cause::ProtocolFault,
+    Cause::ReplyTooLarge,
+    Cause::LaunchFailed,
+];
 
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -31,18 +78,25 @@ pub(crate) struct Metrics {
     dead: Family<CauseLabel, Counter>,
     cancelled: Counter,
     deliveries: Counter,
-    starts: Counter,
+    starts: Family<AgentLabel, Counter>,
+    start_seconds: Histogram,
+    exits: Family<ExitLabel, Counter>,
+    failures: Family<AgentLabel, Counter>,
+    trips: Family<AgentLabel, Counter>,
+    dead_letters: Family<DeadLabel, Counter>,
+    memory_raised: Family<AgentLabel, Counter>,
+    notifications: Family<NotificationLabel, Counter>,
     retries: Family<CauseLabel, Counter>,
     stale: Counter,
     commit_seconds: Histogram,
     pub(crate) store_full: Counter,
     pub(crate) waiting: Gauge,
-    pub(crate) sessions: Gauge,
+    sessions: Family<PhaseLabel, Gauge>,
     pub(crate) bridges: Gauge,
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new<'a>(agents: impl Iterator<Item = &'a AgentName>) -> Self {
         let metrics = Self {
             registry: Registry::with_prefix("dormouse"),
             accepted: Counter::default(),
@@ -52,16 +106,37 @@ impl Metrics {
             dead: Family::default(),
             cancelled: Counter::default(),
             deliveries: Counter::default(),
-            starts: Counter::default(),
+            starts: Family::default(),
+            start_seconds: Histogram::new(exponential_buckets(0.05, 2.0, 14)),
+            exits: Family::default(),
+            failures: Family::default(),
+            trips: Family::default(),
+            dead_letters: Family::default(),
+            memory_raised: Family::default(),
+            notifications: Family::default(),
             retries: Family::default(),
             stale: Counter::default(),
             commit_seconds: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
             store_full: Counter::default(),
             waiting: Gauge::default(),
-            sessions: Gauge::default(),
+            sessions: Family::default(),
             bridges: Gauge::default(),
         };
+        metrics.begin(agents);
         metrics.registered()
+    }
+
+    fn begin<'a>(&self, agents: impl Iterator<Item = &'a AgentName>) {
+        for agent in agents {
+            let label = || AgentLabel { agent: agent.to_string() };
+            for family in [&self.starts, &self.failures, &self.trips, &self.memory_raised] {
+                drop(family.get_or_create(&label()));
+            }
+            for cause in DEAD_CAUSES {
+                let label = DeadLabel { agent: agent.to_string(), cause: cause.code() };
+                drop(self.dead_letters.get_or_create(&label));
+            }
+        }
     }
 
     fn registered(mut self) -> Self {
@@ -79,7 +154,6 @@ impl Metrics {
         r.register("messages_waiting", "Messages pending or with an agent", self.waiting.clone());
         r.register("deliveries", "Turns handed to agents", self.deliveries.clone());
         r.register("retries", "Turns to be tried again", self.retries.clone());
-        r.register("instance_starts", "Instances ordered", self.starts.clone());
         r.register("sessions", "Sessions with a row", self.sessions.clone());
         r.register("bridges_connected", "Bridges connected now", self.bridges.clone());
         r.register("events_stale", "Events of past lives, or repeated", self.stale.clone());
@@ -89,6 +163,27 @@ impl Metrics {
             "Batches undone because the disk was full",
             self.store_full.clone(),
         );
+        self.with_lives_registered()
+    }
+
+    fn with_lives_registered(mut self) -> Self {
+        let r = &mut self.registry;
+        r.register("starts", "Instances ordered", self.starts.clone());
+        r.register(
+            "start_seconds",
+            "From the order of an instance to a ready agent",
+            self.start_seconds.clone(),
+        );
+        r.register("exits", "Ends of instances, as they were diagnosed", self.exits.clone());
+        r.register("failures", "Lives and starts that failed", self.failures.clone());
+        r.register("trips", "Breakers opened, and probes that failed", self.trips.clone());
+        r.register("dead_letters", "Messages given up", self.dead_letters.clone());
+        r.register(
+            "memory_limit_raised",
+            "Memory limits raised after a proved want of memory",
+            self.memory_raised.clone(),
+        );
+        r.register("notifications", "What [notify] was to tell", self.notifications.clone());
         self
     }
 
@@ -108,7 +203,9 @@ impl Metrics {
         }
         for command in &effects.commands {
             match command {
-                Command::StartInstance { .. } => drop(self.starts.inc()),
+                Command::StartInstance { instance, .. } => {
+                    self.starts.get_or_create(&agent_label(&instance.session)).inc();
+                }
                 Command::DeliverTurn { .. } => drop(self.deliveries.inc()),
                 Command::AdmitBridge { .. }
                 | Command::RefuseBridge { .. }
@@ -137,6 +234,58 @@ impl Metrics {
         }
     }
 
+    /// Counts what a committed batch meant.
+    pub(crate) fn count_outcomes(&self, outcomes: &Outcomes) {
+        for end in &outcomes.ends {
+            let label = ExitLabel {
+                agent: end.session.agent().to_owned(),
+                cause: end.diagnosed.cause.code(),
+                confidence: confidence_word(end.diagnosed.confidence),
+            };
+            self.exits.get_or_create(&label).inc();
+            if end.is_failure {
+                self.failures.get_or_create(&agent_label(&end.session)).inc();
+            }
+        }
+        for session in &outcomes.failed_starts {
+            self.failures.get_or_create(&agent_label(session)).inc();
+        }
+        for trip in &outcomes.trips {
+            self.trips.get_or_create(&agent_label(&trip.session)).inc();
+        }
+        for letter in &outcomes.dead_letters {
+            let agent = letter.session.agent().to_owned();
+            let label = DeadLabel { agent, cause: letter.cause.code() };
+            self.dead_letters.get_or_create(&label).inc();
+        }
+        for session in &outcomes.memory_raised {
+            self.memory_raised.get_or_create(&agent_label(session)).inc();
+        }
+        for took_ms in &outcomes.starts_took_ms {
+            self.start_seconds.observe(*took_ms as f64 / 1_000.0);
+        }
+    }
+
+    /// `outcome`: "sent", "failed" (given up), "dropped" (no room).
+    pub(crate) fn notified(&self, target: &'static str, outcome: &'static str) {
+        self.notifications.get_or_create(&NotificationLabel { target, outcome }).inc();
+    }
+
+    /// A target of notifications exists: its counters begin at 0.
+    pub(crate) fn will_notify(&self, target: &'static str) {
+        for outcome in ["sent", "failed", "dropped"] {
+            drop(self.notifications.get_or_create(&NotificationLabel { target, outcome }));
+        }
+    }
+
+    /// By place in `Phase::ALL`.
+    pub(crate) fn set_sessions(&self, by_phase: &[u64; Phase::ALL.len()]) {
+        for (phase, count) in Phase::ALL.iter().zip(by_phase) {
+            let label = PhaseLabel { phase: phase.to_string() };
+            self.sessions.get_or_create(&label).set(i64::try_from(*count).unwrap_or(i64::MAX));
+        }
+    }
+
     pub(crate) fn refused_at_gate(&self, code: &'static str) {
         self.refused.get_or_create(&CauseLabel { cause: code }).inc();
     }
@@ -155,6 +304,18 @@ impl Metrics {
     }
 }
 
+fn agent_label(session: &SessionId) -> AgentLabel {
+    AgentLabel { agent: session.agent().to_owned() }
+}
+
+fn confidence_word(confidence: Confidence) -> &'static str {
+    match confidence {
+        Confidence::Possible => "possible",
+        Confidence::Likely => "likely",
+        Confidence::Proved => "proved",
+    }
+}
+
 fn label(cause: Cause) -> CauseLabel {
     CauseLabel { cause: cause.code() }
 }
@@ -165,5 +326,49 @@ pub(crate) fn refusal_code(refusal: &Refusal) -> &'static str {
         Refusal::NotYourSession => "not_your_session",
         Refusal::IdempotencyConflict { .. } => "idempotency_conflict",
         Refusal::QueueFull { .. } => "queue_full",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dormouse_core::id::MessageId;
+
+    use super::*;
+    use crate::outcomes::testing::tripped_by_memory;
+
+    #[test]
+    fn what_alerts_watch_begins_at_zero_and_is_labelled_by_agent_and_closed_lists_only() {
+        let agent = AgentName::new("a").unwrap();
+        let metrics = Metrics::new([&agent].into_iter());
+        metrics.will_notify("webhook");
+        let has = |line: &str| metrics.text().unwrap().lines().any(|has| has == line);
+        assert!(has("dormouse_failures_total{agent=\"a\"} 0"));
+        assert!(has("dormouse_dead_letters_total{agent=\"a\",cause=\"poison_message\"} 0"));
+        assert!(has("dormouse_notifications_total{target=\"webhook\",outcome=\"failed\"} 0"));
+
+        let mut outcomes = Outcomes::default();
+        let session = "a/k".parse().unwrap();
+        tripped_by_memory(&session, MessageId(7)).iter().for_each(|write| outcomes.note(write));
+        metrics.count_outcomes(&outcomes);
+        for line in [
+            "dormouse_exits_total{agent=\"a\",cause=\"oom_limit\",confidence=\"proved\"} 1",
+            "dormouse_failures_total{agent=\"a\"} 1",
+            "dormouse_trips_total{agent=\"a\"} 1",
+            "dormouse_dead_letters_total{agent=\"a\",cause=\"poison_message\"} 1",
+        ] {
+            assert!(has(line), "{line} is not in\n{}", metrics.text().unwrap());
+        }
+        assert!(!metrics.text().unwrap().contains("a/k"), "no session is a label");
+    }
+
+    #[test]
+    fn sessions_are_counted_in_every_phase() {
+        let metrics = Metrics::new([].into_iter());
+        let mut by_phase = [0; Phase::ALL.len()];
+        by_phase[Phase::ALL.iter().position(|phase| *phase == Phase::Tripped).unwrap()] = 3;
+        metrics.set_sessions(&by_phase);
+        let text = metrics.text().unwrap();
+        assert!(text.contains("dormouse_sessions{phase=\"tripped\"} 3"), "{text}");
+        assert!(text.contains("dormouse_sessions{phase=\"awake\"} 0"), "{text}");
     }
 }

@@ -39,6 +39,7 @@ use crate::gate::Gate;
 use crate::hub::Hub;
 use crate::keys::{self, KeyRing, SCOPE_OPERATOR};
 use crate::metrics::Metrics;
+use crate::notify::Notifier;
 use crate::{report, server};
 pub(crate) use folder::{FolderError, data_folder};
 
@@ -144,7 +145,8 @@ async fn live(loaded: Loaded, data: PathBuf, store: Store, manner: Manner) -> Re
     // Open until this function ends: bridges dial it at any time.
     let (drivers, _control) = open_drivers(&config, fake_scripts, &data, &event_sender)?;
     let (request_sender, requests) = mpsc::channel(REQUESTS_MAX);
-    let (hub, metrics) = (Hub::default(), Arc::new(Metrics::new()));
+    let (hub, metrics) = (Hub::default(), Arc::new(Metrics::new(config.agents.keys())));
+    let notifier = Notifier::start(config.notify.clone(), Arc::clone(&metrics));
     let hands = Hands::new(Arc::clone(&drivers), event_sender, Handle::current());
     let engine_ended = start_engine(EngineParts {
         store,
@@ -152,6 +154,7 @@ async fn live(loaded: Loaded, data: PathBuf, store: Store, manner: Manner) -> Re
         hub: hub.clone(),
         hands,
         metrics: Arc::clone(&metrics),
+        notifier,
         requests,
         events,
     })

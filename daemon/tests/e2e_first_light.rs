@@ -355,7 +355,9 @@ fn health_readiness_metrics_and_the_document_are_there() {
         "dormouse_messages_answered_total 1",
         "dormouse_messages_dead_total{cause=\"agent_error\"} 1",
         "dormouse_messages_waiting 0",
-        "dormouse_instance_starts_total 1",
+        "dormouse_starts_total{agent=\"scripted\"} 1",
+        "dormouse_dead_letters_total{agent=\"scripted\",cause=\"agent_error\"} 1",
+        "dormouse_sessions{phase=\"awake\"} 1",
         "dormouse_bridges_connected 1",
     ] {
         assert!(text.lines().any(|has| has == line), "{line} is not in\n{text}");
