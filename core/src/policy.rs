@@ -67,6 +67,8 @@ impl Default for AgentPolicy {
 pub struct NodePolicy {
     /// Instances between start command and ready at one time; the rest wait in line, oldest first.
     pub starts_at_once: usize,
+    /// Starts in a minute of sessions that have failed since their last answer.
+    pub restarts_per_minute: usize,
     pub queue_messages_max: usize,
     pub queue_bytes_max: u64,
     /// The most memory that one agent may learn to use on this machine, where that is known.
@@ -77,6 +79,7 @@ impl Default for NodePolicy {
     fn default() -> Self {
         Self {
             starts_at_once: 4,
+            restarts_per_minute: 60,
             queue_messages_max: limits::QUEUE_MESSAGES_MAX,
             queue_bytes_max: limits::QUEUE_BYTES_MAX,
             memory_max_bytes: None,

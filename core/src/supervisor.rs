@@ -11,6 +11,8 @@
 //! Absent: IO. A session that is not here but in the store must be loaded before its event is
 //! handed in.
 
+mod line;
+
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -27,7 +29,9 @@ use crate::policy::{AgentPolicy, NodePolicy, RetrySafety};
 use crate::record::StoredSession;
 use crate::session::phase::Phase;
 use crate::session::{Context, Session};
+use crate::start_budget::StartBudget;
 use crate::time::{Monotonic, Now};
+use line::Line;
 
 #[derive(Debug)]
 pub struct Supervisor {
@@ -41,6 +45,9 @@ pub struct Supervisor {
     /// Those of agents that are not started for now.
     held_back: BTreeMap<AgentName, VecDeque<(u64, SessionId)>>,
     agent_breakers: BTreeMap<AgentName, AgentBreaker>,
+    /// Those who failed before and wait for the budget, oldest first.
+    paced: VecDeque<(u64, SessionId)>,
+    budget: StartBudget,
     starting: usize,
     start_took: BTreeMap<AgentName, Duration>,
 }
@@ -51,34 +58,6 @@ struct Slot {
     armed: Option<Monotonic>,
     /// Its place in the line of starts, while it stands there.
     ticket: Option<u64>,
-}
-
-/// Sessions that wait for a start, oldest first. Tickets count up, so that a place can be told
-/// without looking.
-#[derive(Debug, Default)]
-struct Line {
-    waiting: VecDeque<(u64, SessionId)>,
-    next_ticket: u64,
-}
-
-impl Line {
-    fn join(&mut self, session: SessionId) -> u64 {
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        self.waiting.push_back((ticket, session));
-        ticket
-    }
-
-    /// Those who were held back take their old places again.
-    fn rejoin(&mut self, held_back: VecDeque<(u64, SessionId)>) {
-        self.waiting.extend(held_back);
-        self.waiting.make_contiguous().sort_unstable_by_key(|place| place.0);
-    }
-
-    fn ahead_of(&self, ticket: u64) -> usize {
-        let first = self.waiting.front().map_or(ticket, |front| front.0);
-        usize::try_from(ticket.saturating_sub(first)).unwrap_or(usize::MAX)
-    }
 }
 
 impl Borrow<str> for AgentName {
@@ -99,6 +78,8 @@ impl Supervisor {
             line: Line::default(),
             held_back: BTreeMap::new(),
             agent_breakers: BTreeMap::new(),
+            paced: VecDeque::new(),
+            budget: StartBudget::default(),
             starting: 0,
             start_took: BTreeMap::new(),
         }
@@ -129,7 +110,9 @@ impl Supervisor {
             self.held_back.keys().filter(|_| has_room).filter_map(|agent| {
                 self.agent_breakers.get(agent)?.next_probe().map(|probe| probe.0)
             });
-        probes.chain(first).min()
+        let paced = (has_room && !self.paced.is_empty())
+            .then(|| self.budget.next_at(self.node.restarts_per_minute));
+        probes.chain(paced).chain(first).min()
     }
 
     /// Brings a session into memory that slept in the store; its event follows.
@@ -332,6 +315,7 @@ impl Supervisor {
 
     fn admit_starts(&mut self, now: Now, effects: &mut Effects) {
         self.admit_probes(now.monotonic);
+        self.admit_paced(now.monotonic);
         while self.starting < self.node.starts_at_once {
             let Some((ticket, id)) = self.line.waiting.pop_front() else { return };
             let Some(slot) = self.sessions.get_mut(&id).filter(|slot| slot.ticket == Some(ticket))
@@ -346,7 +330,16 @@ impl Supervisor {
                 self.hold_back(ticket, id, now, effects);
                 continue;
             }
+            let is_restart = slot.session.failures() > 0;
+            let per_minute = self.node.restarts_per_minute;
+            if is_restart && self.budget.left(now.monotonic, per_minute) == 0 {
+                self.pace(ticket, id, now, effects);
+                continue;
+            }
             slot.ticket = None;
+            if is_restart {
+                self.budget.starts(now.monotonic);
+            }
             if let Some(breaker) = self.agent_breakers.get_mut(id.agent()) {
                 breaker.starts(&id);
             }
@@ -363,43 +356,6 @@ impl Supervisor {
             self.starting += 1;
             self.settle(&id, now, effects);
         }
-    }
-}
-
-impl Supervisor {
-    /// Its agent is not started for now.
-    fn hold_back(&mut self, ticket: u64, id: SessionId, now: Now, effects: &mut Effects) {
-        let news = self.news_of_waiting(&id, ticket, now);
-        let session = &self.sessions.get(&id).expect("what stands in line is here").session;
-        for message in session.queue().messages() {
-            effects.tell(message, news.clone());
-        }
-        effects.write(Write::InsertDecision(Decision {
-            session: id.clone(),
-            generation: session.generation(),
-            at: now.wall,
-            from: session.phase(),
-            to: session.phase(),
-            because: Because::AgentHeldBack,
-        }));
-        self.held_back.entry(id.agent_name()).or_default().push_back((ticket, id));
-    }
-
-    /// Of each agent whose probe is due, the one that has waited longest goes first in the line.
-    fn admit_probes(&mut self, now: Monotonic) {
-        let (sessions, breakers, line) = (&self.sessions, &self.agent_breakers, &mut self.line);
-        self.held_back.retain(|agent, waiting| {
-            let is_due = breakers.get(agent).is_none_or(|breaker| breaker.admits(now));
-            while is_due && let Some((ticket, id)) = waiting.pop_front() {
-                // Who does not wait any more has left its place.
-                let slot = sessions.get(&id).filter(|slot| slot.ticket == Some(ticket));
-                if slot.is_some_and(|slot| slot.session.wants_start()) {
-                    line.waiting.push_front((ticket, id));
-                    break;
-                }
-            }
-            !waiting.is_empty()
-        });
     }
 }
 

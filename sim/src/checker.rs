@@ -39,6 +39,8 @@ pub(crate) struct Checker {
     watches: BTreeMap<SessionId, Watch>,
     /// By agent: sessions whose start failed since one was ready.
     failed_starts: BTreeMap<AgentName, BTreeSet<SessionId>>,
+    /// Starts of sessions that failed before, of this daemon.
+    restarts: Vec<u64>,
     wall_clock_moves: u64,
     /// Sessions whose bridge has said all that it had to say.
     in_touch: BTreeSet<SessionId>,
@@ -74,6 +76,7 @@ impl Checker {
             heard: BTreeMap::new(),
             watches: BTreeMap::new(),
             failed_starts: BTreeMap::new(),
+            restarts: Vec::new(),
             wall_clock_moves: 0,
             in_touch: BTreeSet::new(),
             steps: 0,

@@ -137,6 +137,9 @@ fn draw_agent(rng: &mut Prng) -> AgentPolicy {
 fn draw_node(rng: &mut Prng) -> NodePolicy {
     let starts_at_once = usize::try_from(rng.between(1, 4)).expect("a small number");
     let mut node = NodePolicy { starts_at_once, ..NodePolicy::default() };
+    if rng.chance(500) {
+        node.restarts_per_minute = usize::try_from(rng.between(1, 10)).expect("a small number");
+    }
     if rng.chance(400) {
         node.queue_messages_max = usize::try_from(rng.between(1, 8)).expect("a small number");
     }

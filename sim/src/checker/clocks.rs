@@ -178,6 +178,7 @@ impl Watch {
     }
 }
 
+const MINUTE_MS: u64 = 60_000;
 /// Different sessions of an agent, after whose failures in a row the others are held back.
 const AGENT_SESSIONS: usize = 5;
 
@@ -197,13 +198,30 @@ impl Checker {
         let own = self.watches.get(starting).and_then(|watch| watch.clocks.wanted_since);
         let waited_longer = |(id, watch): &(&SessionId, &Watch)| {
             let since = watch.clocks.wanted_since;
-            let may_be_passed = self.is_unwell(id.agent());
+            let may_be_passed = self.is_unwell(id.agent()) || watch.failures > 0;
             let is_longer = since.is_some_and(|since| own.is_none_or(|own| since < own));
             *id != starting && is_longer && !may_be_passed
         };
         let other = self.watches.iter().find(waited_longer).map(|other| other.0);
         Invariant::BoundedRestarts
             .check(other.is_none(), || format!("{starting} is started before {other:?}"))
+    }
+
+    /// No minute of one daemon has more starts of sessions that failed than are allowed.
+    pub(super) fn note_restart(&mut self, id: &SessionId, at: u64) -> Checked {
+        if self.watches.get(id).is_none_or(|watch| watch.failures == 0) {
+            return Ok(());
+        }
+        Invariant::BoundedRestarts.check(!self.is_budget_spent(at), || {
+            format!("{id} is started, and the minute has had {:?}", self.restarts)
+        })?;
+        self.restarts.push(at);
+        Ok(())
+    }
+
+    fn is_budget_spent(&self, at: u64) -> bool {
+        let recent = self.restarts.iter().filter(|start| **start + MINUTE_MS > at).count();
+        recent >= self.node.restarts_per_minute
     }
 
     /// So many of the agent's sessions failed in a row before they were ready that the others are
@@ -254,10 +272,10 @@ impl Checker {
         }
         let starting = self.watches.values().filter(|watch| watch.phase == Phase::Starting);
         let has_room = starting.count() < self.node.starts_at_once;
-        let waiting = self
-            .watches
-            .iter()
-            .find(|(id, watch)| watch.clocks.wanted_since.is_some() && !self.is_unwell(id.agent()));
+        let waiting = self.watches.iter().find(|(id, watch)| {
+            let is_paced = watch.failures > 0 && self.is_budget_spent(at);
+            watch.clocks.wanted_since.is_some() && !is_paced && !self.is_unwell(id.agent())
+        });
         Invariant::Liveness.check(!has_room || waiting.is_none(), || {
             format!("{:?} waits to be started while there is room", waiting.map(|one| one.0))
         })

@@ -291,6 +291,7 @@ impl Checker {
         let policy = agents.get(id.agent()).cloned().unwrap_or_default();
         if decision.to == Phase::Starting && decision.from != Phase::Starting {
             self.check_line(id)?;
+            self.note_restart(id, at)?;
         }
         self.note_start(decision);
         let is_in_touch = self.in_touch.contains(id);
@@ -362,6 +363,7 @@ impl Checker {
     /// clock tells.
     pub(crate) fn rebuilt(&mut self, at: u64, wall: Wall) {
         self.failed_starts.clear();
+        self.restarts.clear();
         let wall_clock_moved = std::mem::take(&mut self.wall_clock_moves) > 0;
         for watch in self.watches.values_mut() {
             watch.active_at = at;
