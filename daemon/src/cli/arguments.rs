@@ -179,7 +179,8 @@ pub(crate) struct Ps {
     /// Only those of one agent.
     #[arg(long, value_name = "AGENT")]
     pub(crate) agent: Option<AgentName>,
-    /// Only those in one phase: asleep, starting, awake, draining, stopping or backoff.
+    /// Only those in one phase: asleep, starting, awake, draining, stopping, backoff or
+    /// tripped.
     #[arg(long)]
     pub(crate) phase: Option<Phase>,
     /// At most so many.

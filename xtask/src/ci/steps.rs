@@ -45,6 +45,11 @@ const CHAOS_SECONDS: (&str, &str) = ("DORMOUSE_CHAOS_SECONDS", "30");
 const OPENCLAW_PREFIX: &str = "e2e_openclaw";
 
 const PYTHON_TESTS: [&str; 2] = ["examples/python", "examples/openclaw"];
+/// What promtool is asked.
+const ALERTS: [[&str; 3]; 2] = [
+    ["check", "rules", "docs/alerts/dormouse.rules.yml"],
+    ["test", "rules", "docs/alerts/dormouse.rules.test.yml"],
+];
 const FUZZ_SECONDS_PER_TARGET: u64 = 15;
 
 const LIMIT_CHECK: Duration = Duration::from_secs(900);
@@ -98,6 +103,12 @@ pub(super) const STEPS: &[Step] = &[
         purpose: "the examples' own tests",
         remedy: "python3 -m unittest discover examples/python",
         run: run_python_tests,
+    },
+    Step {
+        name: "alerts",
+        purpose: "the alert rules, and what they say when",
+        remedy: "promtool test rules docs/alerts/dormouse.rules.test.yml",
+        run: check_alerts,
     },
     Step {
         name: "sim",
@@ -223,6 +234,19 @@ fn run_python_tests(tally: &mut Tally) -> Result<(), StepError> {
         let command = CommandLine::new("python3", &arguments, root());
         let command = command.env("PYTHONDONTWRITEBYTECODE", "1");
         count(&command, Runner::Unittest, Least::One, tally)?;
+    }
+    Ok(())
+}
+
+fn check_alerts(tally: &mut Tally) -> Result<(), StepError> {
+    if !is_there("promtool", &["--version"]) {
+        terminal::say("promtool is not there (Debian: prometheus): the alert rules are skipped");
+        tally.skipped += 1;
+        return Ok(());
+    }
+    for arguments in ALERTS {
+        expect_success(&CommandLine::new("promtool", &arguments, root()))?;
+        tally.passed += 1;
     }
     Ok(())
 }
