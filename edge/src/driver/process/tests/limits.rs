@@ -20,7 +20,9 @@ async fn an_agent_beyond_its_memory_is_killed_with_the_kernels_counter_as_eviden
     let evidence = rig.exited().await;
     assert_eq!((evidence.end, evidence.asked_by), (End::Signaled { signal: 9 }, None));
     assert_eq!(evidence.memory_limit_bytes, Some(limit));
-    assert_eq!((evidence.oom_kills, evidence.oom_victim), (Some(1), Some(OomVictim::Main)));
+    // Version 2 kills, and counts, all of the group.
+    assert!(evidence.oom_kills >= Some(1), "{:?}", evidence.oom_kills);
+    assert_eq!(evidence.oom_victim, Some(OomVictim::Main));
     let peak = evidence.memory_peak_bytes.unwrap();
     assert!((limit / 2..=limit).contains(&peak), "{peak}");
     rig.finish().await;
