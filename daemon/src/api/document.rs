@@ -286,45 +286,7 @@ fn schemas() -> Value {
                 "properties": { "code": text, "message": text, "hint": text, "message_id": text },
             } },
         },
-        "Why": {
-            "type": "object",
-            "required": ["session", "verdict", "next_steps", "awake_because", "exits", "timeline"],
-            "properties": {
-                "session": { "type": "object" },
-                "message": { "type": "object" },
-                "verdict": text,
-                "next_steps": { "type": "array", "items": text },
-                "remedy": {
-                    "type": "object",
-                    "description": "a change of the config, its effect, and what checks it",
-                },
-                "awake_because": { "type": "array", "items": text },
-                "last_exit": {
-                    "type": "object",
-                    "description": "the newest end, with evidence and diagnosis; of a message, \
-                        the end of the newest life that had it in work",
-                },
-                "in_flight": {
-                    "type": "object",
-                    "description": "the message that this life had in work, as it stands now",
-                },
-                "exits": {
-                    "type": "array",
-                    "maxItems": 10,
-                    "items": { "type": "object" },
-                    "description": "the newest ends in short, newest first",
-                },
-                "loop": {
-                    "type": "object",
-                    "description": "what the failed lives have in common, if there are two",
-                },
-                "memory": {
-                    "type": "object",
-                    "description": "the limit of the next start, and what raised it",
-                },
-                "timeline": { "type": "array", "items": { "type": "object" } },
-            },
-        },
+        "Why": why_schema(),
         "SubmitBody": {
             "type": "object",
             "required": ["text"],
@@ -353,6 +315,49 @@ fn schemas() -> Value {
                 "user": text,
                 "stream": { "type": "boolean" },
             },
+        },
+    })
+}
+
+fn why_schema() -> Value {
+    let text = json!({ "type": "string" });
+    json!({
+        "type": "object",
+        "required": ["session", "verdict", "next_steps", "awake_because", "exits", "timeline"],
+        "properties": {
+            "session": { "type": "object" },
+            "message": { "type": "object" },
+            "verdict": text,
+            "next_steps": { "type": "array", "items": text },
+            "remedy": {
+                "type": "object",
+                "description": "a change of the config, its effect, and what checks it",
+            },
+            "awake_because": { "type": "array", "items": text },
+            "last_exit": {
+                "type": "object",
+                "description": "the newest end, with evidence and diagnosis; of a message, \
+                    the end of the newest life that had it in work",
+            },
+            "in_flight": {
+                "type": "object",
+                "description": "the message that this life had in work, as it stands now",
+            },
+            "exits": {
+                "type": "array",
+                "maxItems": 10,
+                "items": { "type": "object" },
+                "description": "the newest ends in short, newest first",
+            },
+            "loop": {
+                "type": "object",
+                "description": "what the failed lives have in common, if there are two",
+            },
+            "memory": {
+                "type": "object",
+                "description": "the limit of the next start, and what raised it",
+            },
+            "timeline": { "type": "array", "items": { "type": "object" } },
         },
     })
 }

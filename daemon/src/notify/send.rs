@@ -1,7 +1,7 @@
 //! One try to hand a notification over: a POST, or a program with the JSON on its standard input.
 //!
-//! Owner: `notify`. Invariants: every try ends within `TRY_WITHIN`, and nothing of it lives on; only
-//! a status 2xx, or exit code 0, is success. Absent: trying again, TLS, redirects.
+//! Owner: `notify`. Invariants: every try ends within `TRY_WITHIN`, and nothing of it lives on;
+//! only a status 2xx, or exit code 0, is success. Absent: trying again, TLS, redirects.
 
 use std::io;
 use std::pin::pin;

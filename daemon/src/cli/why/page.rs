@@ -212,7 +212,7 @@ impl Page<'_> {
         let Some(remedy) = &self.why.remedy else { return section };
         let check = &remedy.check;
         section
-            .bullets([format!("change the config, and restart Dormouse: {}", remedy.effect)])
+            .bullets([format!("in the config, then restart Dormouse: {}", remedy.effect)])
             .diff(remedy.diff.iter().cloned())
             .bullets([format!("{check}        whether it helped, after the next life")])
     }

@@ -1,6 +1,6 @@
 //! `why` as people see it.
 
-use expect_test::{Expect, expect};
+use expect_test::{Expect, ExpectFile, expect, expect_file};
 use jiff::tz::TimeZone;
 use serde_json::json;
 
@@ -12,12 +12,68 @@ use super::*;
 
 const NOW: u64 = 1_795_352_400_000;
 
-fn check(value: &Value, expected: Expect) {
+fn check(value: &Value, expected: impl Into<Expected>) {
     let why: Why = serde_json::from_value(value.clone()).unwrap();
     let page = Page { why: &why, generation: None, moment: &Moment::fixed(NOW, TimeZone::UTC) };
     let text = paper::text(&page.title(), &page.sections(), &|_, text| text.to_owned());
     assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
-    expected.assert_eq(&format!("{text}\n"));
+    expected.into().assert_eq(&format!("{text}\n"));
+}
+
+/// Short ones stand with their test.
+enum Expected {
+    Here(Expect),
+    InFile(ExpectFile),
+}
+
+impl From<Expect> for Expected {
+    fn from(expect: Expect) -> Self {
+        Self::Here(expect)
+    }
+}
+
+impl From<ExpectFile> for Expected {
+    fn from(expect: ExpectFile) -> Self {
+        Self::InFile(expect)
+    }
+}
+
+impl Expected {
+    fn assert_eq(&self, text: &str) {
+        match self {
+            Self::Here(expect) => expect.assert_eq(text),
+            Self::InFile(expect) => expect.assert_eq(text),
+        }
+    }
+}
+
+fn killed_at_its_limit() -> Value {
+    json!({
+        "generation": 3, "at_ms": NOW - 2_000, "phase": "awake",
+        "cause": "oom_limit",
+        "message_in_flight": "msg_00000000000000000000000000000007",
+        "evidence": {
+            "end": {"how": "signaled", "signal": 9}, "asked_by": null, "uptime_ms": 28_000,
+            "oom_kills": 1, "memory_peak_bytes": 536_866_816, "memory_limit_bytes": 536_870_912,
+            "log_tail": "1795352370000 out loading\n\u{1b}]0;owned\u{7}touching 500 MiB",
+        },
+        "circumstances": {
+            "stop": null, "attempt": 2, "ready_after_ms": 1_400, "silent_ms": 900,
+            "lived_ms": 29_400,
+        },
+        "diagnosis": {
+            "verdict": "oom_limit", "confidence": "proved",
+            "sentence": "the agent needed more memory than it may use: it was ended by SIGKILL",
+            "because": [
+                {"source": "control group", "field": "out-of-memory kills", "value": "1"},
+                {"source": "bridge", "field": "signal", "value": "SIGKILL"},
+            ],
+            "ruled_out": [
+                {"verdict": "app_exit", "because": "SIGKILL ended it (signal = SIGKILL)"},
+            ],
+            "missing": ["the machine's own memory"],
+        },
+    })
 }
 
 /// An agent that died of its memory limit and waits for its next start.
@@ -45,32 +101,7 @@ fn out_of_memory() -> Value {
             "check": "dormouse why python/main",
         },
         "awake_because": [],
-        "last_exit": {
-            "generation": 3, "at_ms": NOW - 2_000, "phase": "awake",
-            "cause": "oom_limit",
-            "message_in_flight": "msg_00000000000000000000000000000007",
-            "evidence": {
-                "end": {"how": "signaled", "signal": 9}, "asked_by": null, "uptime_ms": 28_000,
-                "oom_kills": 1, "memory_peak_bytes": 536_866_816, "memory_limit_bytes": 536_870_912,
-                "log_tail": "1795352370000 out loading\n\u{1b}]0;owned\u{7}touching 500 MiB",
-            },
-            "circumstances": {
-                "stop": null, "attempt": 2, "ready_after_ms": 1_400, "silent_ms": 900,
-                "lived_ms": 29_400,
-            },
-            "diagnosis": {
-                "verdict": "oom_limit", "confidence": "proved",
-                "sentence": "the agent needed more memory than it may use: it was ended by SIGKILL",
-                "because": [
-                    {"source": "control group", "field": "out-of-memory kills", "value": "1"},
-                    {"source": "bridge", "field": "signal", "value": "SIGKILL"},
-                ],
-                "ruled_out": [
-                    {"verdict": "app_exit", "because": "SIGKILL ended it (bridge signal = SIGKILL)"},
-                ],
-                "missing": ["the machine's own memory"],
-            },
-        },
+        "last_exit": killed_at_its_limit(),
         "in_flight": {
             "message_id": "msg_00000000000000000000000000000007", "session": "python/main",
             "state": "dead", "attempts": 3, "accepted_at_ms": NOW - 65_000,
@@ -102,77 +133,7 @@ fn out_of_memory() -> Value {
 
 #[test]
 fn an_agent_that_ran_out_of_memory() {
-    check(
-        &out_of_memory(),
-        expect![[r#"
-            python/main ran out of memory\u{1b}[31m; it starts in 8 s.
-
-            Why its last life ended
-              oom_limit, proved: the agent needed more memory than it may use: it was ended by SIGKILL
-              start        #3, in phase awake
-              at           12:59:58 (2 s ago)
-              asked by     nobody, as far as is known
-              lived        28 s
-              ready after  1.4 s
-              silent for   900 ms
-              memory       peak 511.9 MiB of 512.0 MiB
-              in flight    msg_00000000000000000000000000000007: it was given up, poison_message
-
-            Evidence
-              control group  out-of-memory kills  1
-              bridge         signal               SIGKILL
-
-            Ruled out
-              app_exit  SIGKILL ended it (bridge signal = SIGKILL)
-
-            Not known
-              - the machine's own memory
-
-            What it said
-              its last lines
-                │ 12:59:30 out    loading
-                │ \u{1b}]0;owned\u{7}touching 500 MiB
-
-            In circles?
-              failures       2 of 3 kept ends, the first 12:59:08 (52 s ago)
-              period         50 s from end to end (median)
-              uptime         28 s (median)
-              cause          100 % of them oom_limit
-              ends           2 × SIGKILL
-              not yet ready  1 of them
-
-            Memory
-              next limit  2.0 GiB
-              learned     from 512.0 MiB, because of oom_limit, 12:59:08 (52 s ago)
-              ceiling     2.0 GiB: it does not rise any more
-              peak        511.9 MiB, cut off by the limit: what it needs is more, and not known
-
-            What you can do
-              - dormouse logs python/main        what the agent said last
-              - change the config, and restart Dormouse: the limit, which is at its ceiling, may rise once more
-                 [agents.python]
-                +memory_ceiling = "4GiB"
-              - dormouse why python/main        whether it helped, after the next life
-
-            Session
-              phase            backoff
-              starts           3
-              waiting          1
-              failures         1 in a row, the last: oom_limit
-              next start       13:00:08 (in 8 s)
-              last start took  1.4 s
-
-            Earlier ends
-              12:59:08  #2  oom_limit, likely  it was ended by SIGKILL\u{7}, lived 28 s
-
-            Timeline
-              2026-11-21 12:00:00  #2  awake → draining   nothing needed it for 30 min
-              12:59:28             #3  asleep → starting  1 message to answer
-              12:59:30             #3  starting → awake   the agent was ready after 1.4 s
-              12:59:31             #3  awake              handed to the agent, attempt 1\r\n
-              12:59:58             #3  awake → backoff    the agent was ended by signal 9 after 28 s
-        "#]],
-    );
+    check(&out_of_memory(), expect_file!["./out_of_memory.txt"]);
 }
 
 #[test]
@@ -269,7 +230,9 @@ async fn programs_get_everything() {
 #[tokio::test]
 async fn one_life_shows_its_own_rows_and_admits_what_is_not_kept() {
     let mut body = out_of_memory();
-    body.as_object_mut().unwrap().remove("last_exit");
+    for gone in ["last_exit", "remedy"] {
+        body.as_object_mut().unwrap().remove(gone);
+    }
     let mut newest_first = body["timeline"].as_array().unwrap().clone();
     newest_first.reverse();
     let journal = json!({"items": newest_first}).to_string();
@@ -297,10 +260,6 @@ async fn one_life_shows_its_own_rows_and_admits_what_is_not_kept() {
 
         What you can do
           - dormouse logs python/main        what the agent said last
-          - change the config, and restart Dormouse: the limit, which is at its ceiling, may rise once more
-             [agents.python]
-            +memory_ceiling = "4GiB"
-          - dormouse why python/main        whether it helped, after the next life
 
         Session
           phase            backoff
@@ -341,110 +300,7 @@ async fn a_life_that_never_was_is_not_found() {
 async fn a_report_is_markdown_with_the_same_facts() {
     let answers = vec![answer("200 OK", &out_of_memory().to_string())];
     let (text, _) = asked("python", answers, Form::Markdown).await;
-    expect![[r##"
-        # python/main ran out of memory\\u{1b}\[31m; it starts in 8 s.
-
-        ## Why its last life ended
-
-        oom\_limit, proved: the agent needed more memory than it may use: it was ended by SIGKILL
-
-        ```text
-        start        #3, in phase awake
-        at           12:59:58 (2 s ago)
-        asked by     nobody, as far as is known
-        lived        28 s
-        ready after  1.4 s
-        silent for   900 ms
-        memory       peak 511.9 MiB of 512.0 MiB
-        in flight    msg_00000000000000000000000000000007: it was given up, poison_message
-        ```
-
-        ## Evidence
-
-        ```text
-        control group  out-of-memory kills  1
-        bridge         signal               SIGKILL
-        ```
-
-        ## Ruled out
-
-        ```text
-        app_exit  SIGKILL ended it (bridge signal = SIGKILL)
-        ```
-
-        ## Not known
-
-        - the machine's own memory
-
-        ## What it said
-
-        its last lines
-
-        ```text
-        12:59:30 out    loading
-        \u{1b}]0;owned\u{7}touching 500 MiB
-        ```
-
-        ## In circles?
-
-        ```text
-        failures       2 of 3 kept ends, the first 12:59:08 (52 s ago)
-        period         50 s from end to end (median)
-        uptime         28 s (median)
-        cause          100 % of them oom_limit
-        ends           2 × SIGKILL
-        not yet ready  1 of them
-        ```
-
-        ## Memory
-
-        ```text
-        next limit  2.0 GiB
-        learned     from 512.0 MiB, because of oom_limit, 12:59:08 (52 s ago)
-        ceiling     2.0 GiB: it does not rise any more
-        peak        511.9 MiB, cut off by the limit: what it needs is more, and not known
-        ```
-
-        ## What you can do
-
-        - dormouse logs python/main        what the agent said last
-
-        - change the config, and restart Dormouse: the limit, which is at its ceiling, may rise once more
-
-        ```diff
-         [agents.python]
-        +memory_ceiling = "4GiB"
-        ```
-
-        - dormouse why python/main        whether it helped, after the next life
-
-        ## Session
-
-        ```text
-        phase            backoff
-        starts           3
-        waiting          1
-        failures         1 in a row, the last: oom_limit
-        next start       13:00:08 (in 8 s)
-        last start took  1.4 s
-        ```
-
-        ## Earlier ends
-
-        ```text
-        12:59:08  #2  oom_limit, likely  it was ended by SIGKILL\u{7}, lived 28 s
-        ```
-
-        ## Timeline
-
-        ```text
-        2026-11-21 12:00:00  #2  awake → draining   nothing needed it for 30 min
-        12:59:28             #3  asleep → starting  1 message to answer
-        12:59:30             #3  starting → awake   the agent was ready after 1.4 s
-        12:59:31             #3  awake              handed to the agent, attempt 1\r\n
-        12:59:58             #3  awake → backoff    the agent was ended by signal 9 after 28 s
-        ```
-    "##]].assert_eq(&text);
+    expect_file!["./report.txt"].assert_eq(&text);
 }
 
 #[test]
