@@ -86,7 +86,8 @@ fn task(id: &str, reason: &str) -> Value {
     json!({"taskArn": format!("arn:aws:ecs:eu-west-1:1:task/prod/{id}"), "group": "service:api",
         "clusterArn": "arn:aws:ecs:eu-west-1:1:cluster/prod", "lastStatus": "STOPPED",
         "taskDefinitionArn": "arn:aws:ecs:eu-west-1:1:task-definition/api:4", "memory": "512",
-        "stopCode": "EssentialContainerExited", "stoppedReason": "Essential container in task exited",
+        "stopCode": "EssentialContainerExited",
+        "stoppedReason": "Essential container in task exited",
         "startedAt": "2026-11-03T09:00:00Z", "stoppedAt": "2026-11-03T09:00:28Z",
         "containers": [{"name": "app", "exitCode": 137, "reason": reason}]})
 }

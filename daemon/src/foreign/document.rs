@@ -29,8 +29,10 @@ pub(crate) enum DocumentError {
     TooManyValues { name: String },
     #[error("{name} is empty")]
     Empty { name: String },
-    #[error("{name} is not UTF-8 text{}", if *.is_utf_16 { ", but UTF-16: save it as UTF-8" } else { "" })]
-    NotText { name: String, is_utf_16: bool },
+    #[error("{name} is not UTF-8 text")]
+    NotText { name: String },
+    #[error("{name} is not UTF-8 text, but UTF-16: save it as UTF-8")]
+    Utf16 { name: String },
     #[error("{name} is not JSON: line {line}, column {column}: {problem}")]
     NotJson { name: String, line: usize, column: usize, problem: String },
     #[error("{name} is JSON, but {what}")]
@@ -142,10 +144,11 @@ fn text_of(input: &Input) -> Result<&str, DocumentError> {
     if bytes.len() > DOCUMENT_BYTES_MAX {
         return Err(DocumentError::TooLarge { name: name() });
     }
-    let text = std::str::from_utf8(bytes).map_err(|_not_utf_8| DocumentError::NotText {
-        name: name(),
-        is_utf_16: bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]),
-    })?;
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(DocumentError::Utf16 { name: name() });
+    }
+    let text = std::str::from_utf8(bytes);
+    let text = text.map_err(|_not_utf_8| DocumentError::NotText { name: name() })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim().is_empty() {
         return Err(DocumentError::Empty { name: name() });

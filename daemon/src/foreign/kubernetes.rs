@@ -1,9 +1,9 @@
 //! Kubernetes: pods and events, as `kubectl get … -o json` prints them.
 //!
-//! Owner: `foreign`. Read `pod` for what ended one, `container` for one of its containers; here stands which pod is meant, and `Event`,
-//! what is read of an event. Invariants: a state that waits (CrashLoopBackOff) is never a cause; an
-//! event counts for a container's end only near to its time; a failed readiness probe ends nothing.
-//! Absent: Kubernetes' API.
+//! Owner: `foreign`. Read `pod` for what ended one, `container` for one of its containers; here
+//! stands which pod is meant, and `Event`, what is read of an event. Invariants: a state that waits
+//! (CrashLoopBackOff) is never a cause; an event counts for a container's end only near to its time;
+//! a failed readiness probe ends nothing. Absent: Kubernetes' API.
 
 mod container;
 mod pod;

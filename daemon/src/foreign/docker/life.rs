@@ -2,7 +2,8 @@
 //!
 //! Owner: `docker`. Invariants: a kill event before the die event is somebody's wish, through
 //! Docker; an oom event means the group, so only a death by SIGKILL that nobody asked for is put
-//! down to it; no wish is excluded by events that do not reach back far enough. Absent: conclusions.
+//! down to it; no wish is excluded by events that do not reach back far enough.
+//! Absent: conclusions.
 
 use dormouse_core::cause::Cause;
 use dormouse_core::diagnosis::facts::{Ending, Fact, Facts, HealthCheck, Initiator, Known, Oom};
@@ -256,13 +257,25 @@ fn add_memory(
             *at_most = Some(Confidence::Likely);
             Oom::Host
         }
-        (false, true) if life.is_covered(container) => Oom::Main,
+        (false, true) if life.is_covered(container) && is_itself(container) => Oom::Main,
         _ => Oom::Somebody,
     };
     facts.oom = Some(Known::new(is, Life::fact(oom)));
     facts
         .missing
         .push("its peak of memory: Docker keeps none of a container that ended".to_owned());
+}
+
+/// Its process 1 is the program: a shell or an init would hand on the 137 of a child as its own.
+fn is_itself(container: Option<&Place<'_>>) -> bool {
+    const WRAPPERS: [&str; 9] =
+        ["sh", "bash", "dash", "ash", "zsh", "tini", "dumb-init", "catatonit", "docker-init"];
+    let Some(container) = container else { return false };
+    let path = container.key("Path").text();
+    let name = path.map(|path| path.rsplit('/').next().unwrap_or(path));
+    let has_init = container.at("HostConfig.Init").truth() == Some(true);
+    name.is_some_and(|name| !WRAPPERS.contains(&name) && !name.ends_with("entrypoint.sh"))
+        && !has_init
 }
 
 /// An end of which only inspect tells.

@@ -29,6 +29,9 @@ const STOP_TIMEOUT_SECONDS_DEFAULT: i64 = 30;
 const STOP_EARLY_MS: u64 = 1_500;
 const STOP_LATE_MS: u64 = 15_000;
 
+/// Deregistration, which lies between the event and the end, takes five minutes by default.
+const HEALTH_EVENT_AGE_MS_MAX: u64 = 600_000;
+
 pub(super) const SIGKILLED: i32 = 137;
 
 pub(super) fn has_ended(task: &Place<'_>) -> bool {
@@ -209,9 +212,16 @@ impl<'a> Task<'_, 'a> {
         }
         let id = self.place.key("taskArn").text().map(last_part)?;
         let events = self.service?.key("events").items();
-        let of_it = events.iter().map(|event| event.key("message")).find(|message| {
+        let events =
+            events.iter().map(|event| (event.key("message"), event.key("createdAt").time()));
+        let (of_it, _) = events.into_iter().find(|(message, at)| {
             let text = message.text().unwrap_or_default();
-            text.contains(&format!("(task {id})")) && text.contains("is unhealthy in (target-group")
+            let is_near = between_ms(*at, ended_at(self.place))
+                .is_some_and(|ms| ms <= HEALTH_EVENT_AGE_MS_MAX);
+            // Without a task's name it may be of any of them: then its time has to fit.
+            let is_its =
+                text.contains(&format!("(task {id})")) || (!text.contains("(task ") && is_near);
+            is_its && text.contains("is unhealthy in (target-group")
         })?;
         *at_most = Some(Confidence::Likely);
         Some(Known::new(HealthCheck::LoadBalancer, of_it.fact()))
@@ -411,42 +421,42 @@ impl<'a> Task<'_, 'a> {
     }
 }
 
-/// `may_guess`: the task is known not to have run, so that general words are enough.
-fn start_failure(text: &str, may_guess: bool) -> Option<NotStarted> {
+/// What each error word of ECS is about; those that a task may say that ran are marked.
+const START_FAILURES: &[(&str, Cause, bool)] = &[
+    ("cannotpull", Cause::ImagePull, true),
+    ("image manifest has been retried", Cause::ImagePull, true),
+    ("resourceinitializationerror", Cause::InitFailed, true),
+    ("failed to validate logger args", Cause::InitFailed, true),
+    ("pull command failed", Cause::InitFailed, true),
+    ("containerruntimetimeouterror", Cause::StartTimeout, true),
+    ("dockertimeouterror", Cause::StartTimeout, true),
+    ("timeout waiting for", Cause::StartTimeout, true),
+    ("cannotstartcontainererror", Cause::StartFailed, true),
+    ("cannotcreatecontainererror", Cause::StartFailed, true),
+    ("cannotcreatevolumeerror", Cause::StartFailed, true),
+    ("containerruntimeerror", Cause::StartFailed, false),
+    ("dockerstateerror", Cause::StartFailed, false),
+    ("internalerror", Cause::StartFailed, false),
+    ("capacity is unavailable", Cause::Placement, false),
+    ("unable to place a task", Cause::Placement, false),
+];
+
+/// By the outermost error word: what follows it is what that step met with. `never_ran`: the task is
+/// known not to have run, so that general words are enough.
+fn start_failure(text: &str, never_ran: bool) -> Option<NotStarted> {
     let lower = text.to_lowercase();
-    let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-    if says(&[
-        "cannotpull",
-        "pull image manifest has been retried",
-        "image manifest has been retried",
-    ]) {
-        return Some(not_started(Cause::ImagePull, pull_kind(text)));
-    }
-    if says(&[
-        "resourceinitializationerror",
-        "failed to validate logger args",
-        "pull command failed",
-    ]) {
-        return Some(not_started(Cause::InitFailed, init_kind(text)));
-    }
-    if says(&["could not transition to stopped"]) {
+    if lower.contains("could not transition to stopped") {
         return None;
     }
-    if says(&["containerruntimetimeouterror", "dockertimeouterror", "timeout waiting for"]) {
-        return Some(not_started(Cause::StartTimeout, ""));
-    }
-    if says(&["cannotstartcontainererror", "cannotcreatecontainererror", "cannotcreatevolumeerror"])
-    {
-        return Some(not_started(Cause::StartFailed, start_kind(text)));
-    }
-    if !may_guess {
-        return None;
-    }
-    if says(&["containerruntimeerror", "dockerstateerror", "internalerror"]) {
-        return Some(not_started(Cause::StartFailed, start_kind(text)));
-    }
-    if says(&["capacity is unavailable", "unable to place a task"]) {
-        return Some(not_started(Cause::Placement, placement_kind(text)));
-    }
-    None
+    let found = START_FAILURES.iter().filter(|(_, _, may_have_run)| *may_have_run || never_ran);
+    let found = found.filter_map(|(word, cause, _)| Some((lower.find(word)?, *cause)));
+    let (_, cause) = found.min_by_key(|(place, _)| *place)?;
+    let kind = match cause {
+        Cause::ImagePull => pull_kind(text),
+        Cause::InitFailed => init_kind(text),
+        Cause::StartFailed => start_kind(text),
+        Cause::Placement => placement_kind(text),
+        _ => "",
+    };
+    Some(not_started(cause, kind))
 }

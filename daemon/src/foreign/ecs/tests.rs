@@ -9,7 +9,8 @@ use super::*;
 fn stopped(number: u32, group: &str, more: &Value) -> Value {
     let mut task = json!({"taskArn": format!("arn:aws:ecs:eu:1:task/c/{number}"), "group": group,
         "clusterArn": "arn:aws:ecs:eu:1:cluster/c", "lastStatus": "STOPPED",
-        "stopCode": "EssentialContainerExited", "stoppedReason": "Essential container in task exited",
+        "stopCode": "EssentialContainerExited",
+        "stoppedReason": "Essential container in task exited",
         "startedAt": format!("2026-11-03T09:0{number}:00Z"),
         "stoppingAt": format!("2026-11-03T09:0{number}:28Z"),
         "executionStoppedAt": format!("2026-11-03T09:0{number}:40Z"),

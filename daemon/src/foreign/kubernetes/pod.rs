@@ -31,7 +31,7 @@ pub(super) fn ends<'a>(
 ) -> Vec<End> {
     if let Some(known) = never_placed(pod) {
         let at = pod.at("metadata.creationTimestamp").time();
-        let newest = events.iter().filter(|event| event.reason == "FailedScheduling").next_back();
+        let newest = events.iter().rfind(|event| event.reason == "FailedScheduling");
         let facts = Facts { not_started: Some(known), ..Facts::default() };
         return vec![plain_end(pod, newest.and_then(|event| event.at).or(at), facts)];
     }
@@ -60,7 +60,7 @@ pub(super) fn ends<'a>(
     deciding(pod, ends)
 }
 
-/// Of containers that all ended, the first that failed; the ends of the others were its consequence.
+/// Of containers that all ended, the first that failed; the others ended because of it.
 fn deciding(pod: &Place<'_>, mut ends: Vec<End>) -> Vec<End> {
     let is_over = matches!(pod.at("status.phase").text(), Some("Failed" | "Succeeded"));
     // One that had done its work hurt nobody.
@@ -110,27 +110,29 @@ fn condition<'a>(pod: &Place<'a>, kind: &str) -> Option<Place<'a>> {
 
 /// Which of a node's resources ran short, or which limit of the pod's own it passed.
 pub(super) fn eviction_kind(message: &str) -> &'static str {
+    const TABLE: [(&str, &str); 12] = [
+        ("low on resource: memory", "memory"),
+        ("low on resource: ephemeral-storage", "storage"),
+        ("low on resource: nodefs", "storage"),
+        ("low on resource: imagefs", "storage"),
+        ("low on resource: inodes", "inodes"),
+        ("low on resource: pids", "pids"),
+        ("memorypressure", "memory"),
+        ("diskpressure", "storage"),
+        ("pidpressure", "pids"),
+        ("node shutdown", "node_shutdown"),
+        ("exceeds the total limit", "own_storage_limit"),
+        ("exceeded its local ephemeral storage limit", "own_storage_limit"),
+    ];
     let lower = message.to_lowercase();
-    let says = |words: &str| lower.contains(words);
-    if says("low on resource: memory") {
-        "memory"
-    } else if says("exceed") && says("limit") {
-        "own_storage_limit"
-    } else if says("low on resource: ephemeral-storage") || says("low on resource: nodefs") {
-        "storage"
-    } else if says("low on resource: imagefs") {
-        "storage"
-    } else if says("inodes") {
-        "inodes"
-    } else if says("low on resource: pids") {
-        "pids"
-    } else {
-        ""
+    if lower.contains("usage of emptydir volume") {
+        return "own_storage_limit";
     }
+    TABLE.iter().find(|(words, _)| lower.contains(words)).map_or("", |(_, kind)| kind)
 }
 
 /// What the infrastructure did to the pod as a whole.
-fn notice(pod: &Place<'_>) -> Option<Known<Notice>> {
+fn notice(pod: &Place<'_>, events: &[Event<'_>]) -> Option<Known<Notice>> {
     let reason = pod.at("status.reason");
     let message = pod.at("status.message").text().unwrap_or_default();
     let evicted = |kind| Notice { cause: Cause::Evicted, kind };
@@ -152,18 +154,22 @@ fn notice(pod: &Place<'_>) -> Option<Known<Notice>> {
         };
         return Some(Known::new(is, fact));
     }
-    let target = condition(pod, "DisruptionTarget")?;
-    if target.key("status").text() != Some("True") {
-        return None;
-    }
+    let target = condition(pod, "DisruptionTarget");
+    let target = target.filter(|target| target.key("status").text() == Some("True"));
+    let Some(target) = target else {
+        // No pod is evicted and lives.
+        let event = events.iter().rev().find(|event| event.reason == "Evicted")?;
+        return Some(Known::new(evicted(eviction_kind(event.message)), event.fact()));
+    };
+    let words = target.key("message").text().unwrap_or_default();
     let reason = target.key("reason");
     let is = match reason.text()? {
         "PreemptionByScheduler" | "PreemptionByKubeScheduler" => evicted("preempted"),
         "EvictionByEvictionAPI" => evicted("drained"),
-        "TerminationByKubelet" => evicted(""),
+        "TerminationByKubelet" => evicted(eviction_kind(words)),
         "DeletionByPodGC" => lost("gone"),
         "DeletionByTaintManager" => {
-            let words = target.key("message").text().unwrap_or_default().to_lowercase();
+            let words = words.to_lowercase();
             let is_lost = words.contains("unreachable") || words.contains("not-ready");
             if is_lost { lost("unreachable") } else { evicted("tainted") }
         }
@@ -219,7 +225,7 @@ fn end_of_pod<'a>(
     all_events: &[Event<'a>],
 ) -> Option<End> {
     let mut at_most = None;
-    let notice = notice(pod);
+    let notice = notice(pod, events);
     let asked = asked_by(pod, all_events, &mut at_most);
     if notice.is_none() && asked.is_none() {
         return None;

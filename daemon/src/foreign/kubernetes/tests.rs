@@ -14,7 +14,8 @@ fn pod(name: &str, status: &Value) -> Value {
 
 fn terminated(code: i32, reason: &str, finished_s: u32) -> Value {
     json!({"terminated": {"exitCode": code, "reason": reason,
-        "startedAt": "2026-11-03T09:00:00Z", "finishedAt": format!("2026-11-03T09:00:{finished_s}Z")}})
+        "startedAt": "2026-11-03T09:00:00Z",
+        "finishedAt": format!("2026-11-03T09:00:{finished_s}Z")}})
 }
 
 fn event(at_s: u32, reason: &str, message: &str, container: &str) -> Value {

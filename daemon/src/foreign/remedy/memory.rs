@@ -207,7 +207,8 @@ mod tests {
         assert_eq!(
             change.diff,
             " {\n   \"cpu\": \"256\",\n-  \"memory\": \"512\",\n+  \"memory\": \"2048\",\n   \
-             \"containerDefinitions\": [{\n     \"name\": \"app\",\n     \"image\": \"repo/app:1\",\n\
+             \"containerDefinitions\": [{\n     \"name\": \"app\",\n     \"image\": \
+             \"repo/app:1\",\n\
              \u{20}    …\n   }]\n }"
         );
         assert!(change.words.contains("containerDefinitions are required"), "{}", change.words);
