@@ -167,8 +167,8 @@ impl OomWatch {
         self.kernel_log = self.kernel_log.take().filter(|log| log.begin().is_ok());
     }
 
-    /// Waits for the kernel's next word, and gives how many kills it told of that it had not counted
-    /// yet. Nothing is lost if the wait is given up.
+    /// Waits for the kernel's next word, and gives how many kills it told of that it had not
+    /// counted yet. Nothing is lost if the wait is given up.
     pub(crate) async fn next(&self) -> u64 {
         match &self.notices {
             Some(notices) => notices.next().await,
