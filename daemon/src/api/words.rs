@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use dormouse_core::cause::Cause;
-use dormouse_core::journal::human_span;
+use dormouse_core::journal::{Because, human_span};
 use dormouse_core::session::phase::Phase;
 
 use crate::api::shape::{ExitView, Message, SessionView, StatusState};
@@ -138,8 +138,12 @@ pub(crate) fn failure(message: &Message) -> String {
     }
 }
 
-/// What is the case with one message.
-pub(crate) fn message_verdict(message: &Message, session: &SessionView) -> String {
+/// What is the case with one message. `newest` is its session's newest decision.
+pub(crate) fn message_verdict(
+    message: &Message,
+    session: &SessionView,
+    newest: Option<&Because>,
+) -> String {
     let id = message.message_id;
     match message.state {
         MessageState::Pending => {
@@ -148,7 +152,7 @@ pub(crate) fn message_verdict(message: &Message, session: &SessionView) -> Strin
                 Some(1) => "waits behind another one of its session".to_owned(),
                 Some(ahead) => format!("waits behind {ahead} others of its session"),
             };
-            format!("{id} {place}: {}.", waits_because(message, session))
+            format!("{id} {place}: {}.", waits_because(message, session, newest))
         }
         MessageState::Leased => format!("{id} is with the agent, attempt {}.", message.attempts),
         MessageState::Answered => format!("{id} was answered at attempt {}.", message.attempts),
@@ -158,9 +162,15 @@ pub(crate) fn message_verdict(message: &Message, session: &SessionView) -> Strin
 }
 
 /// Why a message is not with the agent now.
-fn waits_because(message: &Message, session: &SessionView) -> String {
+fn waits_because(message: &Message, session: &SessionView, newest: Option<&Because>) -> String {
     match session.phase {
-        Phase::Asleep => "its session is in line for a start".to_owned(),
+        Phase::Asleep => match newest {
+            Some(held @ (Because::AgentHeldBack | Because::AgentNotConfigured)) => held.to_string(),
+            _ if session.failures > 0 => "its session is in line for a start; of those that \
+                failed, only so many are started in a minute"
+                .to_owned(),
+            _ => "its session is in line for a start".to_owned(),
+        },
         Phase::Starting => match session.start_took_ms {
             None => "the agent is starting".to_owned(),
             Some(ms) => {
@@ -199,6 +209,15 @@ mod tests {
     use super::*;
 
     fn waits(position: u64, not_before_ms: Option<u64>, session: Value) -> String {
+        waits_since(None, position, not_before_ms, session)
+    }
+
+    fn waits_since(
+        newest: Option<&Because>,
+        position: u64,
+        not_before_ms: Option<u64>,
+        session: Value,
+    ) -> String {
         let mut whole = json!({
             "session": "a/k", "subject": "local", "generation": 3, "waiting": 2, "failures": 0,
             "created_at_ms": 0,
@@ -213,7 +232,7 @@ mod tests {
         }
         let (message, session) =
             (serde_json::from_value(message).unwrap(), serde_json::from_value(whole).unwrap());
-        message_verdict(&message, &session).split_once(' ').unwrap().1.to_owned()
+        message_verdict(&message, &session, newest).split_once(' ').unwrap().1.to_owned()
     }
 
     #[test]
@@ -246,6 +265,11 @@ mod tests {
              agent needed more memory than it may use), and one start is tried at once.",
         ];
         assert_eq!(told, expected);
+        let asleep = |failures| json!({"phase": "asleep", "failures": failures});
+        let held = waits_since(Some(&Because::AgentHeldBack), 0, None, asleep(1));
+        assert!(held.contains("other sessions of its agent failed"), "{held}");
+        let paced = waits(0, None, asleep(1));
+        assert!(paced.contains("only so many are started in a minute"), "{paced}");
         let later = waits(0, Some(u64::MAX), json!({"phase": "awake"}));
         assert!(later.contains("attempt 1 failed, and the next one is in"), "{later}");
     }
