@@ -2,8 +2,8 @@
 //!
 //! Owner: `foreign`. Read `pod` for what ended one, `container` for one of its containers; here
 //! stands which pod is meant, and `Event`, what is read of an event. Invariants: a state that waits
-//! (CrashLoopBackOff) is never a cause; an event counts for a container's end only near to its time;
-//! a failed readiness probe ends nothing. Absent: Kubernetes' API.
+//! (CrashLoopBackOff) is never a cause; an event counts for a container's end only near to its
+//! time; a failed readiness probe ends nothing. Absent: Kubernetes' API.
 
 mod container;
 mod pod;

@@ -30,11 +30,15 @@ pub(super) async fn gather(platform: Platform, wanted: &Wanted) -> Gathered {
         Platform::Docker => docker(&mut asked, wanted).await,
         Platform::Kubernetes => kubernetes(&mut asked, wanted).await,
     }
-    asked.0
+    asked.gathered
 }
 
 #[derive(Debug, Default)]
-struct Asked(Gathered);
+struct Asked {
+    gathered: Gathered,
+    /// There is no tool to ask, which is said once.
+    has_no_tool: bool,
+}
 
 impl Asked {
     /// Keeps the answer as a document, or the reason for having none.
@@ -44,15 +48,24 @@ impl Asked {
             Ok(answer) => {
                 let value = serde_json::from_slice(&answer.out).unwrap_or(Value::Null);
                 if !answer.out.trim_ascii().is_empty() {
-                    self.0.documents.push(Input { name, bytes: answer.out });
+                    self.gathered.documents.push(Input { name, bytes: answer.out });
                 }
                 Some(value)
             }
             Err(error) => {
-                self.0.missing.push(format!("{name}: {error}"));
+                self.note(&name, &error);
                 None
             }
         }
+    }
+
+    fn note(&mut self, name: &str, error: &CallError) {
+        let gap = format!("{name}: {error}");
+        let is_said = self.has_no_tool || self.gathered.missing.contains(&gap);
+        if !is_said {
+            self.gathered.missing.push(gap);
+        }
+        self.has_no_tool |= matches!(error, CallError::NoTool);
     }
 
     async fn ask_for_log(&mut self, program: &str, arguments: &[&str]) {
@@ -60,9 +73,9 @@ impl Asked {
         match call(program, arguments).await {
             Ok(mut answer) => {
                 answer.out.extend(answer.err);
-                self.0.log = Some(Input { name, bytes: answer.out });
+                self.gathered.log = Some(Input { name, bytes: answer.out });
             }
-            Err(error) => self.0.missing.push(format!("{name}: {error}")),
+            Err(error) => self.note(&name, &error),
         }
     }
 }

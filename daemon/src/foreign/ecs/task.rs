@@ -188,10 +188,14 @@ impl<'a> Task<'_, 'a> {
             let is = start_failure(text, failed_to_start || never_ran)?;
             Some(Known::new(is, place.fact()))
         });
+        let has_exit_code =
+            self.deciding().is_some_and(|container| container.key("exitCode").exists());
         told.or_else(|| {
             let fact = || self.place.key("stopCode").fact();
             let is = || not_started(Cause::StartFailed, "");
-            failed_to_start.then(|| Known::new(is(), texts.first().map_or_else(fact, Place::fact)))
+            // One container ran and ended before the task as a whole had started.
+            let is_silent = failed_to_start && !has_exit_code;
+            is_silent.then(|| Known::new(is(), texts.first().map_or_else(fact, Place::fact)))
         })
     }
 
@@ -441,8 +445,8 @@ const START_FAILURES: &[(&str, Cause, bool)] = &[
     ("unable to place a task", Cause::Placement, false),
 ];
 
-/// By the outermost error word: what follows it is what that step met with. `never_ran`: the task is
-/// known not to have run, so that general words are enough.
+/// By the outermost error word: what follows it is what that step met with. `never_ran`: the task
+/// is known not to have run, so that general words are enough.
 fn start_failure(text: &str, never_ran: bool) -> Option<NotStarted> {
     let lower = text.to_lowercase();
     if lower.contains("could not transition to stopped") {

@@ -235,6 +235,10 @@ fn end_of_pod<'a>(
         Some((terminated.key("finishedAt").time()?, status, terminated))
     });
     let first = ended.min_by_key(|(at, ..)| *at);
+    if notice.is_none() && first.is_none() {
+        // Asked to end, and has not yet.
+        return None;
+    }
     let mut end = match first {
         Some((_, status, terminated)) => container::end(pod, status, &terminated, events),
         None => plain_end(pod, pod.at("metadata.deletionTimestamp").time(), Facts::default()),
