@@ -137,6 +137,11 @@ fn a_dead_letter_is_handed_to_a_command_which_does_not_hold_up_the_agents() {
     let shown = client.get(&format!("/v1/dead-letters/{id}")).expect(200);
     assert_eq!(shown["last_life"]["verdict"], "app_exit", "{shown}");
     assert_eq!(shown["last_life"]["message_in_flight"], json!(id));
+    let why = client.get(&format!("/v1/messages/{id}/why")).expect(200);
+    assert_eq!(why["last_exit"]["message_in_flight"], json!(id), "of the life that had it: {why}");
+    assert_eq!(why["last_exit"]["diagnosis"]["confidence"], "proved");
+    let told = daemon.cli(&["why", &id]).ok();
+    assert!(told.contains("Why the last life that had it ended\n  app_exit, proved: "), "{told}");
     let printed = daemon.cli(&["queue", "show", &id]);
     assert!(
         printed.out.contains("the last life that had it, #1, ended at attempt 1"),

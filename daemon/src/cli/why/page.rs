@@ -284,13 +284,13 @@ pub(crate) fn confidence_words(confidence: Confidence) -> &'static str {
 
 pub(super) fn short_end(exit: &ExitShort, moment: &Moment) -> [String; 4] {
     let confidence = confidence_words(exit.confidence);
-    let lived = exit.uptime_ms.map(|ms| format!(", lived {}", span(ms)));
+    let lived = exit.uptime_ms.map(|ms| format!("after {}: ", span(ms)));
     let wanted = if exit.cause.is_none() { ", no failure" } else { "" };
     [
         moment.clock(exit.at_ms),
         format!("#{}", exit.generation),
         format!("{}, {confidence}{wanted}", exit.verdict),
-        format!("{}{}", exit.sentence, lived.unwrap_or_default()),
+        format!("{}{}", lived.unwrap_or_default(), exit.sentence),
     ]
 }
 
