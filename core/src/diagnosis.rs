@@ -10,6 +10,7 @@
 //! Absent: how a platform words its facts (their readers), what to do about it (`session::exit`).
 
 pub mod facts;
+pub mod loops;
 pub mod own;
 mod ruled_out;
 

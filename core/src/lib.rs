@@ -26,7 +26,6 @@ pub mod hold;
 pub mod id;
 pub mod journal;
 pub mod limits;
-pub mod loops;
 pub mod policy;
 pub mod queue;
 pub mod record;

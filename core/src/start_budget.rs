@@ -61,7 +61,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_minute_has_more(steps in prop::collection::vec(0u64..30_000, 0..60), max in 1usize..6) {
+        fn no_minute_has_more(
+            steps in prop::collection::vec(0u64..30_000, 0..60),
+            max in 1usize..6,
+        ) {
             let (mut budget, mut now, mut started) = (StartBudget::default(), 0, Vec::new());
             for step in steps {
                 now += step;

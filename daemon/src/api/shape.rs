@@ -5,10 +5,10 @@
 //! OpenAI's shapes (`api::openai`).
 
 use dormouse_core::cause::Cause;
+use dormouse_core::diagnosis::loops::LoopStatistics;
 use dormouse_core::diagnosis::{Confidence, Diagnosis};
 use dormouse_core::evidence::Evidence;
 use dormouse_core::id::{Generation, MessageId, SessionId, Subject};
-use dormouse_core::loops::LoopStatistics;
 use dormouse_core::record::{Circumstances, MessageState};
 use dormouse_core::session::phase::Phase;
 use serde::{Deserialize, Serialize};

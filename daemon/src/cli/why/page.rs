@@ -6,11 +6,11 @@
 
 use std::time::Duration;
 
+use dormouse_core::diagnosis::loops::LoopStatistics;
 use dormouse_core::diagnosis::{Confidence, Diagnosis};
 use dormouse_core::evidence::{AskedBy, Evidence};
 use dormouse_core::id::Generation;
 use dormouse_core::journal::human_span;
-use dormouse_core::loops::LoopStatistics;
 use dormouse_core::record::MessageState;
 
 use super::super::logs::LogLine;
