@@ -73,7 +73,10 @@ fn reading(container: Option<&Place<'_>>, events: &[Event<'_>], wanted: &Wanted)
     if is_running && state.is_none() {
         looked_at.push("docker inspect: the container is running".to_owned());
     }
-    looked_at.push(format!("{} events of Docker", events.len()));
+    looked_at.push(match events.len() {
+        0 => "no events of Docker, of it".to_owned(),
+        count => format!("{count} events of Docker"),
+    });
     Reading {
         subject: format!("Docker container {name}"),
         ask_again: format!("dormouse why docker {name}"),

@@ -70,7 +70,7 @@ impl Kind {
             Kind::DockerEvent => "docker events",
             Kind::KubernetesPod => "pod",
             Kind::KubernetesEvent => "event",
-            Kind::KubernetesList => "list",
+            Kind::KubernetesList => "kubectl get",
             Kind::KubernetesStatus => "status",
         }
     }

@@ -1,9 +1,10 @@
 //! Amazon ECS: describe-tasks, describe-services, describe-task-definition and task state changes.
 //!
 //! Owner: `foreign`. Read `task` for one stopped task, `decider` for which of its containers
-//! counts; here stands which tasks are meant, and a service that could not even place one. Invariants: a
-//! running task is no end; a count of running tasks, a completed rollout or a steady state is never
-//! taken for health; a task that the platform forgot is named as missing. Absent: ECS' API.
+//! counts; here stands which tasks are meant, and a service that could not even place one.
+//! Invariants: a running task is no end; a count of running tasks, a completed rollout or a steady
+//! state is never taken for health; a task that the platform forgot is named as missing.
+//! Absent: ECS' API.
 
 mod decider;
 mod task;

@@ -186,12 +186,8 @@ pub(super) fn end_of_life(life: &Life<'_, '_>, container: Option<&Place<'_>>, na
         facts,
         at_most,
         ruled_out: life.ruled_out(container),
-        timeline: life
-            .events
-            .iter()
-            .filter(|event| !event.action.starts_with("exec_"))
-            .map(|event| Step { at: event.at, what: event.action.clone() })
-            .collect(),
+        // The events are in the timeline already.
+        timeline: Vec::new(),
         setting: setting(container, name),
     }
 }
@@ -244,8 +240,8 @@ fn add_memory(
         if life.start().is_some()
             && let Some(die) = life.die()
         {
-            let words = "no oom event from its start to its end";
-            let fact = die.place.key("Action").fact_of(words).at(Some(die.at));
+            let words = "none from its start to its end";
+            let fact = Fact::new("docker events", "oom", words).at(Some(die.at));
             facts.oom = Some(Known::new(Oom::None, fact));
         }
         return;
