@@ -32,3 +32,30 @@ pub(super) fn targets_of(table: NotifyTable) -> Result<Vec<Target>, Problem> {
     }
     Ok(targets)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn targets(toml: &str) -> Result<Vec<&'static str>, Problem> {
+        let table: NotifyTable = toml::from_str(toml).unwrap();
+        targets_of(table).map(|targets| targets.iter().map(Target::name).collect())
+    }
+
+    #[test]
+    fn what_the_manual_names_is_taken_and_nobody_is_told_by_default() {
+        assert_eq!(targets("").unwrap(), [""; 0]);
+        let both = "webhook = \"http://127.0.0.1:9000/dormouse\"\n\
+                    command = [\"/usr/local/bin/page-me\"]";
+        assert_eq!(targets(both).unwrap(), ["webhook", "command"]);
+    }
+
+    #[test]
+    fn what_could_never_arrive_is_refused_with_its_setting() {
+        let setting = |toml| targets(toml).unwrap_err().0;
+        assert_eq!(setting("webhook = \"https://example.com/\""), "notify.webhook");
+        assert_eq!(setting("webhook = \"example.com\""), "notify.webhook");
+        assert_eq!(setting("command = []"), "notify.command");
+        assert_eq!(setting("command = [\"\"]"), "notify.command");
+    }
+}
