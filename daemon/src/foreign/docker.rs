@@ -200,7 +200,14 @@ fn last_end(container: &Place<'_>, lives: &[Life<'_, '_>], name: &str) -> Option
     }
     let known = lives.iter().filter_map(|life| life.events.last()).map(|die| die.at);
     let is_known = |finished: Wall| known.clone().any(|die| die.0.abs_diff(finished.0) <= 5_000);
-    let finished = finished.filter(|finished| !is_known(*finished))?;
+    let Some(finished) = finished else {
+        // It says that it ended, in a time that cannot be read or in none.
+        let has_ended = matches!(state.key("Status").text(), Some("exited" | "dead"));
+        return (has_ended && lives.is_empty()).then(|| life::end_by_inspect(container, name));
+    };
+    if is_known(finished) {
+        return None;
+    }
     if is_running(container) {
         return Some(life::forgotten_end(container, finished, name));
     }
