@@ -3,6 +3,7 @@
 //! ```text
 //!  target/provision/openclaw/node_modules/openclaw/openclaw.mjs   the real gateway
 //!  target/provision/openclaw/bin/node                             the Node it runs on
+//!  target/provision/openclaw-newest/                              the same of a newer version
 //!  target/provision/venv/bin/python                               Python with the `openai` client
 //! ```
 //! Owner: the table `PARTS`; a version is raised there and nowhere else. Invariants: a part's stamp
@@ -22,9 +23,16 @@ use crate::process::{CommandLine, RunError};
 use crate::toolchain::{has_npm, is_there, target_folder};
 use crate::{root, terminal};
 
-const OPENCLAW_VERSION: &str = "2026.5.28";
-/// What the gateway was tried on; this OpenClaw wants 22.19 or later.
-const NODE_VERSION: &str = "22.23.3";
+/// A gateway and what it was tried on.
+struct OpenClaw {
+    version: &'static str,
+    node_version: &'static str,
+}
+
+/// It wants Node 22.19 or later.
+const OPENCLAW: OpenClaw = OpenClaw { version: "2026.5.28", node_version: "22.23.3" };
+/// It wants Node 24.16 or later.
+const OPENCLAW_NEWEST: OpenClaw = OpenClaw { version: "2026.9.6", node_version: "24.21.0" };
 const OPENAI_CLIENT_VERSION: &str = "3.54.0";
 
 /// Minutes on a slow line; what takes longer is stuck.
@@ -33,7 +41,8 @@ const STAMP: &str = "provisioned.txt";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProvisionError {
-    #[error("there is no part {0:?} to provision, only openclaw, openai-client and all")]
+    #[error("there is no part {0:?} to provision, only openclaw, openai-client, \
+             openclaw-newest and all")]
     UnknownPart(String),
     #[error("{tool} is missing; {remedy}")]
     Missing { tool: &'static str, remedy: &'static str },
@@ -52,6 +61,8 @@ pub(crate) enum ProvisionError {
 struct Part {
     name: &'static str,
     folder: &'static str,
+    /// Whether `all` installs it; the others are for tests that are asked for by name.
+    is_in_all: bool,
     /// What the stamp says; another text there means: install again.
     contents: fn() -> String,
     install: fn(&Path) -> Result<(), ProvisionError>,
@@ -61,18 +72,27 @@ const PARTS: &[Part] = &[
     Part {
         name: "openclaw",
         folder: "openclaw",
-        contents: openclaw_contents,
-        install: install_openclaw,
+        is_in_all: true,
+        contents: || openclaw_contents(&OPENCLAW),
+        install: |folder| install_openclaw(&OPENCLAW, folder),
     },
     Part {
         name: "openai-client",
         folder: "venv",
+        is_in_all: true,
         contents: openai_client_contents,
         install: install_openai_client,
     },
+    Part {
+        name: "openclaw-newest",
+        folder: "openclaw-newest",
+        is_in_all: false,
+        contents: || openclaw_contents(&OPENCLAW_NEWEST),
+        install: |folder| install_openclaw(&OPENCLAW_NEWEST, folder),
+    },
 ];
 
-/// Installs the named parts, or all: `openclaw`, `openai-client`, `all`.
+/// Installs the named parts; without a name, or by the name `all`, those that CI tests with.
 pub(crate) fn provision(what: &[String]) -> Result<(), ProvisionError> {
     let parts = chosen(what)?;
     let base = target_folder(&root()).join("provision");
@@ -89,7 +109,8 @@ fn chosen(what: &[String]) -> Result<Vec<&'static Part>, ProvisionError> {
         return Err(ProvisionError::UnknownPart(unknown.clone()));
     }
     let all = what.is_empty() || what.iter().any(|name| name == "all");
-    Ok(PARTS.iter().filter(|part| all || what.iter().any(|name| name == part.name)).collect())
+    let is_named = |part: &Part| what.iter().any(|name| name == part.name);
+    Ok(PARTS.iter().filter(|part| (all && part.is_in_all) || is_named(part)).collect())
 }
 
 fn ensure(part: &Part, folder: &Path) -> Result<(), ProvisionError> {
@@ -110,11 +131,11 @@ fn ensure(part: &Part, folder: &Path) -> Result<(), ProvisionError> {
     fs::write(&stamp, contents).map_err(prepare)
 }
 
-fn openclaw_contents() -> String {
-    format!("OpenClaw {OPENCLAW_VERSION} on Node {NODE_VERSION}")
+fn openclaw_contents(openclaw: &OpenClaw) -> String {
+    format!("OpenClaw {} on Node {}", openclaw.version, openclaw.node_version)
 }
 
-fn install_openclaw(folder: &Path) -> Result<(), ProvisionError> {
+fn install_openclaw(wanted: &OpenClaw, folder: &Path) -> Result<(), ProvisionError> {
     if !has_npm() {
         return Err(ProvisionError::Missing {
             tool: "npm",
@@ -126,8 +147,8 @@ fn install_openclaw(folder: &Path) -> Result<(), ProvisionError> {
     // Without a manifest of its own, npm would look for one in the folders above.
     let prepare = |source| ProvisionError::Folder { path: folder.to_path_buf(), source };
     fs::write(&manifest, "{\"private\": true}\n").map_err(prepare)?;
-    let node = format!("{node_package}@{NODE_VERSION}");
-    let openclaw = format!("openclaw@{OPENCLAW_VERSION}");
+    let node = format!("{node_package}@{}", wanted.node_version);
+    let openclaw = format!("openclaw@{}", wanted.version);
     // The package `node` only fetches this one, by an install script.
     let arguments = ["install", "--ignore-scripts", "--no-audit", "--no-fund", "--save-exact"];
     // Its warnings are about the Node that npm runs on, and not about the one installed here.
@@ -137,9 +158,9 @@ fn install_openclaw(folder: &Path) -> Result<(), ProvisionError> {
     let target = Path::new("../node_modules").join(node_package).join("bin/node");
     symlink(target, folder.join("bin/node")).map_err(prepare)?;
     let node = folder.join("bin/node").to_string_lossy().into_owned();
-    expect_print("openclaw", &node, &["--version"], NODE_VERSION)?;
+    expect_print("openclaw", &node, &["--version"], wanted.node_version)?;
     let entry = folder.join("node_modules/openclaw/openclaw.mjs").to_string_lossy().into_owned();
-    expect_print("openclaw", &node, &[entry.as_str(), "--version"], OPENCLAW_VERSION)
+    expect_print("openclaw", &node, &[entry.as_str(), "--version"], wanted.version)
 }
 
 /// The package that holds the Node binary itself.
@@ -233,6 +254,7 @@ mod tests {
     const TWO_LINES: Part = Part {
         name: "lines",
         folder: "lines",
+        is_in_all: false,
         contents: || "two lines".to_string(),
         install: |folder| {
             run("sh", &["-c", "echo installed >> log"], folder)?;
@@ -241,10 +263,12 @@ mod tests {
     };
 
     #[test]
-    fn no_name_and_all_mean_every_part() {
+    fn no_name_and_all_mean_every_part_but_those_for_slow_tests() {
         assert_eq!(names(&[]), ["openclaw", "openai-client"]);
         assert_eq!(names(&["openclaw", "all"]), ["openclaw", "openai-client"]);
         assert_eq!(names(&["openai-client"]), ["openai-client"]);
+        assert_eq!(names(&["openclaw-newest"]), ["openclaw-newest"]);
+        assert_eq!(names(&["all", "openclaw-newest"]).len(), 3);
     }
 
     #[test]
