@@ -41,8 +41,10 @@ const STAMP: &str = "provisioned.txt";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProvisionError {
-    #[error("there is no part {0:?} to provision, only openclaw, openai-client, \
-             openclaw-newest and all")]
+    #[error(
+        "there is no part {0:?} to provision, only openclaw, openai-client, \
+             openclaw-newest and all"
+    )]
     UnknownPart(String),
     #[error("{tool} is missing; {remedy}")]
     Missing { tool: &'static str, remedy: &'static str },
