@@ -90,12 +90,10 @@ async fn explain(api: &Api, stored: StoredView, about: About) -> Result<Why, Pro
     };
     let session = shown(stored);
     let (turn_runs, awake_because) = awake_because(api, &session).await?;
+    let newest = rows.first().map(|(_, decision)| &decision.because);
     let verdict = match &message {
-        Some(message) => {
-            let newest = rows.first().map(|(_, decision)| &decision.because);
-            words::message_verdict(message, &session, newest)
-        }
-        None => words::verdict(&session, last_exit.as_ref(), turn_runs),
+        Some(message) => words::message_verdict(message, &session, newest),
+        None => words::verdict(&session, last_exit.as_ref(), newest, turn_runs),
     };
     let agent = api.config.agents.get(session.session.agent());
     let is_dead = message.as_ref().is_some_and(|message| message.state == MessageState::Dead);

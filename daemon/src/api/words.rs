@@ -57,6 +57,7 @@ fn when(at_ms: u64) -> String {
 pub(crate) fn verdict(
     session: &SessionView,
     last_exit: Option<&ExitView>,
+    newest: Option<&Because>,
     turn_runs: bool,
 ) -> String {
     let id = &session.session;
@@ -69,7 +70,12 @@ pub(crate) fn verdict(
         Phase::Asleep if session.waiting == 0 => {
             format!("{id} is asleep: nothing needs it. The next message wakes it.")
         }
-        Phase::Asleep => format!("{id} is about to be started; {waiting}."),
+        Phase::Asleep => match newest {
+            Some(held @ (Because::AgentHeldBack | Because::AgentNotConfigured)) => {
+                format!("{id} is {held}; {waiting}.")
+            }
+            Some(_) | None => format!("{id} is about to be started; {waiting}."),
+        },
         Phase::Starting => format!("{id} is starting; {waiting}."),
         Phase::Awake if turn_runs => format!("{id} is awake and answers a message now."),
         Phase::Awake => format!("{id} is awake; {waiting}."),
