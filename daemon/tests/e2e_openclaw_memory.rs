@@ -77,7 +77,7 @@ impl Drop for Model {
     }
 }
 
-/// What a gateway is given, in bytes, and how it is started besides.
+/// What a gateway is given, and how it is started besides.
 struct Given<'a> {
     openclaw: &'a Path,
     model: &'a Model,
@@ -244,6 +244,34 @@ fn openclaw_that_is_killed_before_it_is_ready_gets_twice_as_much_until_it_answer
     let Some(deaths) = climbs_until_it_answers(&given) else { return };
     assert_eq!(deaths[0]["phase"], "starting", "{deaths:?}");
     assert_eq!(deaths[0]["message_in_flight"], Value::Null, "{deaths:?}");
+}
+
+/// A config that is JSON and no config: the launcher lets it through, OpenClaw itself refuses it.
+#[test]
+fn openclaw_that_refuses_its_config_is_told_from_one_that_has_too_little_memory() {
+    let Some(openclaw) = provisioned("openclaw") else { return };
+    let model = Model::start();
+    let daemon = daemon_with(&Given {
+        openclaw: &openclaw,
+        model: &model,
+        memory_mib: 1_024,
+        ceiling_mib: 2_048,
+        environment: "",
+        options: ", \"--config\", \"{scratch}/refused.json\"",
+    });
+    let client = daemon.client();
+    std::fs::write(daemon.folder().join("refused.json"), "{}\n").expect("the folder is ours");
+    let id = client.submit(SESSION, "hello");
+    let exit = within(Duration::from_secs(60), "OpenClaw to refuse its config", || {
+        Some(client.why(SESSION)["last_exit"].clone()).filter(|exit| !exit.is_null())
+    });
+    assert_eq!(exit["evidence"]["end"], json!({ "how": "exited", "code": 78 }), "{exit}");
+    let diagnosis = (&exit["diagnosis"]["verdict"], &exit["diagnosis"]["confidence"]);
+    assert_eq!(diagnosis, (&json!("config_rejected"), &json!("likely")), "{exit}");
+    assert_eq!(client.message(&id)["state"], "pending", "it waits for a better config");
+    assert_eq!(raises(&client), [], "no limit is at fault");
+    let page = daemon.cli(&["why", SESSION]).ok();
+    assert!(page.contains("config_rejected, likely: "), "{page}");
 }
 
 #[test]

@@ -27,6 +27,11 @@ RECALL = re.compile(r"(which|what) (is|was )?(the )?word", re.IGNORECASE)
 COUNT = re.compile(r"how many messages", re.IGNORECASE)
 # Some agents put a bracketed date or sender in front of what the user wrote.
 PREFIX = re.compile(r"^\s*\[[^\]\n]*\]\s*")
+# OpenClaw 2026.9 tells the model of its own state in the user's name. It cuts this off the answer
+# again, so that an answer that repeats it ends as an error.
+NOT_THE_USERS = re.compile(
+    r"<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>.*?<<<END_OPENCLAW_INTERNAL_CONTEXT>>>"
+    r"|\n\nRuntime: agent=[^\n]*", re.DOTALL)
 
 
 def text_of(message):
@@ -38,8 +43,9 @@ def text_of(message):
 
 
 def answer_to(messages):
-    said = [PREFIX.sub("", text_of(message)) for message in messages
-            if message.get("role") == "user"]
+    texts = [text_of(message) for message in messages if message.get("role") == "user"]
+    rests = [(text, NOT_THE_USERS.sub("", text)) for text in texts]
+    said = [PREFIX.sub("", rest) for text, rest in rests if rest.strip() or rest == text]
     last = said[-1].strip() if said else ""
     told = REMEMBER.search(last)
     if told:

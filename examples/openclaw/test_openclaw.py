@@ -156,6 +156,14 @@ class Model(unittest.TestCase):
         self.assertEqual(self.ask("[Mon 12:00 UTC] hello"), "You said: hello")
         self.assertEqual(self.ask([{"type": "text", "text": "parts"}]), "You said: parts")
 
+    def test_what_openclaw_says_in_the_users_name_is_not_the_users(self):
+        own = "<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>\nstate\n<<<END_OPENCLAW_INTERNAL_CONTEXT>>>"
+        said = "[Mon 12:00 UTC] remember the word ivy\n\nRuntime: agent=main | os=Linux"
+        self.assertEqual(self.ask(said, own), "Noted: ivy")
+        self.assertEqual(self.ask(said, own, "how many messages?", own), "This is user message 2.")
+        self.assertEqual(self.ask("hello\n\nRuntime: agent=main", own), "You said: hello")
+        self.assertEqual(self.ask(""), "You said: ")
+
     def test_a_stream_adds_up_to_the_answer_and_says_that_it_is_done(self):
         messages = [{"role": "user", "content": "one  two\nthree"}]
         lines = self.post({"messages": messages, "stream": True}).split("\n\n")
