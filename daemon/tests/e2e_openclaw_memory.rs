@@ -269,6 +269,9 @@ fn openclaw_that_refuses_its_config_is_told_from_one_that_has_too_little_memory(
     let diagnosis = (&exit["diagnosis"]["verdict"], &exit["diagnosis"]["confidence"]);
     assert_eq!(diagnosis, (&json!("config_rejected"), &json!("likely")), "{exit}");
     assert_eq!(client.message(&id)["state"], "pending", "it waits for a better config");
+    let session = client.session(SESSION);
+    let state = (&session["phase"], &session["generation"]);
+    assert_eq!(state, (&json!("tripped"), &json!(1)), "not started again at once: {session}");
     assert_eq!(raises(&client), [], "no limit is at fault");
     let page = daemon.cli(&["why", SESSION]).ok();
     assert!(page.contains("config_rejected, likely: "), "{page}");
