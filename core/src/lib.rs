@@ -3,7 +3,7 @@
 //! Read in this order: `supervisor` (all sessions, admission, next deadline) → `session` (one
 //! session; one file per verb beneath it) → `event` and `command` (what comes in, what goes out) →
 //! the pure policies (`queue`, `hold`, `watchdog`, `backoff`, `breaker`,
-//! `agent_breaker`, `start_budget`, `sizing`, `diagnosis`) → the
+//! `agent_breaker`, `start_budget`, `sizing`, `diagnosis`) → the files (`manifest`) → the
 //! vocabulary (`id`, `time`, `cause`, `evidence`, `record`, `journal`, `limits`, `policy`).
 //!
 //! Owner: one loop (`daemon::engine`, or `sim::world`) owns the one `Supervisor` and calls it
@@ -26,6 +26,7 @@ pub mod hold;
 pub mod id;
 pub mod journal;
 pub mod limits;
+pub mod manifest;
 pub mod policy;
 pub mod queue;
 pub mod record;

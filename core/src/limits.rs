@@ -28,6 +28,13 @@ pub const HOLD_NAME_BYTES_MAX: usize = 128;
 /// The longest that one hold lasts without being renewed.
 pub const HOLD_SPAN_MAX: Duration = Duration::from_secs(60 * 60);
 
+/// One workspace, one manifest.
+pub const FILES_MAX: usize = 100_000;
+pub const FILES_BYTES_MAX: u64 = 10 << 30;
+pub const PATH_BYTES_MAX: usize = 4_096;
+pub const NAME_BYTES_MAX: usize = 255;
+pub const ETAG_BYTES_MAX: usize = 256;
+
 /// Log lines kept with an exit, so that they are there when the logs are gone.
 pub const LOG_TAIL_BYTES_MAX: usize = 16 << 10;
 /// Journal rows kept per session; older ones go first.
