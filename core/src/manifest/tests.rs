@@ -91,7 +91,11 @@ proptest! {
                 let name = names[..end].join("/");
                 let folded = name.to_lowercase();
                 fits &= *spelled.entry(folded).or_insert(name.clone()) == name;
-                fits &= if end == names.len() { files.insert(name) } else { folders.insert(name); true };
+                if end == names.len() {
+                    fits &= files.insert(name);
+                } else {
+                    folders.insert(name);
+                }
             }
         }
         fits &= files.is_disjoint(&folders);

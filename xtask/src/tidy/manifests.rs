@@ -29,7 +29,7 @@ const LAYERS: &[Layer] = &[
         folder: "core",
         package: "dormouse-core",
         inside: &[],
-        outside: Outside::Only(&["serde", "thiserror"]),
+        outside: Outside::Only(&["serde", "sha2", "thiserror"]),
     },
     Layer {
         folder: "store",

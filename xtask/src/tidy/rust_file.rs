@@ -10,9 +10,40 @@ use super::scan::{Scan, line_of, words};
 pub(crate) const COLUMNS_MAX: usize = 100;
 pub(crate) const FUNCTION_LINES_MAX: usize = 70;
 pub(crate) const FILE_LINES_MAX: usize = 500;
-pub(crate) const CORE_LINES_MAX: usize = 5_000;
-/// The part of core that concludes from evidence, counted apart.
-pub(crate) const DIAGNOSIS_LINES_MAX: usize = 1_500;
+
+/// A part of core that is read, and counted, by itself.
+pub(crate) struct Room {
+    pub(crate) name: &'static str,
+    pub(crate) modules: &'static [&'static str],
+    pub(crate) lines_max: usize,
+}
+
+/// The first one has whatever no other one names.
+pub(crate) const CORE_ROOMS: &[Room] = &[
+    Room { name: "machine", modules: &[], lines_max: 3_500 },
+    Room {
+        name: "policies",
+        modules: &[
+            "agent_breaker",
+            "backoff",
+            "breaker",
+            "hold",
+            "policy",
+            "queue",
+            "sizing",
+            "start_budget",
+            "watchdog",
+        ],
+        lines_max: 1_500,
+    },
+    Room {
+        name: "vocabulary",
+        modules: &["cause", "evidence", "id", "journal", "limits", "record", "time"],
+        lines_max: 2_000,
+    },
+    Room { name: "diagnosis", modules: &["diagnosis"], lines_max: 1_500 },
+    Room { name: "files", modules: &["manifest"], lines_max: 1_000 },
+];
 
 const LEFTOVERS: &[&str] = &["TODO", "FIXME", "XXX", "HACK"];
 
