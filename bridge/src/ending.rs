@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dormouse_core::diagnosis::signal_name;
 use dormouse_core::event::TurnOutcome;
-use dormouse_core::evidence::{AskedBy, End, Evidence, OomVictim};
+use dormouse_core::evidence::{AskedBy, End, Evidence};
 use dormouse_core::time::millis;
 use rustix::process::Signal;
 use tokio::time::Instant;
@@ -21,6 +21,7 @@ use crate::child::FromPipes;
 use crate::counters::{Cgroup, Counters};
 use crate::instance::{Instance, LineState};
 use crate::log::first_error;
+use crate::oom::Settled;
 use crate::reaper::{self, Ended, ExitStatus, Left};
 
 /// For stops that nobody sent a grace with.
@@ -219,11 +220,11 @@ impl Instance {
         if self.process.as_ref().is_none_or(|process| process.pid != ended.pid) {
             return;
         }
-        let (oom_kills, oom_victim) = self.settle_oom(ended);
+        let memory = self.settle_oom(ended);
         if matches!(self.agent, Some(Agent::Exec(_))) {
-            return self.on_exec_turn_ended(ended, oom_kills, oom_victim);
+            return self.on_exec_turn_ended(ended, memory);
         }
-        self.oom_victim = oom_victim;
+        self.memory = Some(memory);
         let end = ended.status.into_end();
         let words = match ended.status {
             ExitStatus::Code(code) => format!("with exit code {code}"),
@@ -239,13 +240,13 @@ impl Instance {
 
     /// The kills in the life of the process that has just ended, and whom they hit. Asked before
     /// anything else is ended, so that others of the group have no time to be counted.
-    fn settle_oom(&mut self, ended: Ended) -> (u64, Option<OomVictim>) {
+    fn settle_oom(&mut self, ended: Ended) -> Settled {
         let counters = self.cgroup.as_ref().map(Cgroup::counters).unwrap_or_default();
         let was_killed_here = matches!(self.phase, Phase::Clearing(_) | Phase::Refused(_));
         self.oom.settle(counters, ended.pid, &ended.status.into_end(), was_killed_here)
     }
 
-    fn on_exec_turn_ended(&mut self, ended: Ended, oom_kills: u64, oom_victim: Option<OomVictim>) {
+    fn on_exec_turn_ended(&mut self, ended: Ended, memory: Settled) {
         reaper::kill_group(ended.pid);
         self.read_rest();
         self.process = None;
@@ -256,7 +257,7 @@ impl Instance {
             if turn.verdict.is_none() {
                 self.add_text(&last_text);
             }
-            match self.exec_outcome(&mut turn, ended.status, oom_kills, oom_victim) {
+            match self.exec_outcome(&mut turn, ended.status, memory) {
                 Some(outcome) => self.finish_turn(outcome),
                 None => self.abandon_running_turn(),
             }
@@ -271,13 +272,12 @@ impl Instance {
         &mut self,
         turn: &mut ExecTurn,
         status: ExitStatus,
-        oom_kills: u64,
-        oom_victim: Option<OomVictim>,
+        memory: Settled,
     ) -> Option<TurnOutcome> {
         if let Some(verdict) = turn.verdict.take() {
             return Some(verdict);
         }
-        match turn.failure(status, oom_kills, oom_victim) {
+        match turn.failure(status, memory) {
             None => Some(self.turns.answer_with_text(Some(0))),
             Some(_) if self.stop.is_some() => None,
             failure => failure,
@@ -399,7 +399,8 @@ impl Instance {
             grace_ran_out: self.stop.as_ref().is_some_and(|stop| stop.grace_ran_out),
             uptime_ms: started_at.map(|at| millis(at.elapsed())),
             oom_kills: counters.oom_kills_since(&self.counters_at_launch),
-            oom_victim: self.oom_victim,
+            oom_victim: self.memory.and_then(|memory| memory.victim),
+            machine_oom: self.memory.and_then(|memory| memory.machine_oom),
             pids_refused: counters.pids_refused_since(&self.counters_at_launch),
             memory_peak_bytes: counters.memory_peak_bytes,
             memory_limit_bytes: counters.memory_limit_bytes,

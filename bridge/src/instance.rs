@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use dormouse_core::cause::Cause;
 use dormouse_core::event::{AgentState, TurnOutcome};
-use dormouse_core::evidence::{AskedBy, OomVictim};
+use dormouse_core::evidence::AskedBy;
 use dormouse_core::id::{BootId, TurnId};
 use dormouse_core::limits::REPLY_BYTES_MAX;
 use tokio::time::Instant;
@@ -34,7 +34,7 @@ use crate::ending::{Phase, Stop};
 use crate::frames::{FromBridge, Hello, Launch, PROTOCOL_VERSION, ToBridge};
 use crate::hold::Holds;
 use crate::log::{Log, Stream};
-use crate::oom::OomWatch;
+use crate::oom::{OomWatch, Settled};
 use crate::rundir::{RunFolder, Spec};
 use crate::turn::{Offer, ReplyTooLarge, Turns};
 
@@ -61,7 +61,7 @@ pub(crate) struct Instance {
     pub(crate) counters_at_launch: Counters,
     pub(crate) oom: OomWatch,
     /// Known from the end of the agent's own process on.
-    pub(crate) oom_victim: Option<OomVictim>,
+    pub(crate) memory: Option<Settled>,
     pub(crate) turns: Turns,
     holds: Holds,
     told: Told,
@@ -112,7 +112,7 @@ impl Instance {
             was_ready: false,
             counters_at_launch: Counters::default(),
             oom: OomWatch::default(),
-            oom_victim: None,
+            memory: None,
             turns: Turns::default(),
             holds: Holds::default(),
             told: Told::default(),

@@ -71,12 +71,14 @@ impl Instance {
     }
 
     fn follow_oom_kills(&mut self) {
-        let Some(cgroup) = &self.cgroup else { return };
-        self.counters_at_launch = cgroup.counters();
-        // Nothing to hear of where memory is not counted.
-        let is_counted = self.counters_at_launch.oom_kills.is_some();
-        if is_counted && let Err(error) = self.oom.listen(cgroup.spec()) {
-            self.log.note(&format!("the kernel will not tell when memory runs out: {error}"));
+        self.oom.open_log();
+        if let Some(cgroup) = &self.cgroup {
+            self.counters_at_launch = cgroup.counters();
+            // Nothing to hear of where memory is not counted.
+            let is_counted = self.counters_at_launch.oom_kills.is_some();
+            if is_counted && let Err(error) = self.oom.listen(cgroup.spec()) {
+                self.log.note(&format!("the kernel will not tell when memory runs out: {error}"));
+            }
         }
         self.oom.begin(self.counters_at_launch);
     }

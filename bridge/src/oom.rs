@@ -19,7 +19,8 @@
 //! reading needs a stranger's SIGKILL in the moment between the kernel's word and the look at it.
 //! Where that moment is long nothing is said: without notices, and where this bridge itself sent
 //! SIGKILL. Neither is it of kills for the memory of the whole machine, which count alike, but
-//! which version 1 does not tell of and version 2 does not count as the group's own.
+//! which version 1 does not tell of and version 2 does not count as the group's own: those are told
+//! by the kernel's log or not at all.
 //!
 //! Owner: `instance` holds the one [`OomWatch`]; it is asked before the process is reaped or right
 //! after. Invariant: a victim that is named is the only reading; else there is none. Absent: what
@@ -35,7 +36,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use dormouse_core::evidence::{End, OomVictim};
+use dormouse_core::evidence::{End, MachineOom, OomVictim};
 use rustix::event::EventfdFlags;
 use rustix::fs::inotify;
 use rustix::io::Errno;
@@ -107,7 +108,7 @@ impl Ledger {
         &self,
         now: Counters,
         end: &End,
-        logged: impl FnOnce() -> Said,
+        logged: Said,
         is_told: bool,
         is_ours: bool,
     ) -> Option<OomVictim> {
@@ -118,9 +119,10 @@ impl Ledger {
         match end {
             End::Exited { .. } => Some(OomVictim::Child),
             End::Signaled { .. } if is_settled => Some(OomVictim::Child),
-            End::Signaled { signal: SIGKILL } => match logged() {
+            End::Signaled { signal: SIGKILL } => match logged {
                 Said::Killed => Some(OomVictim::Main),
                 Said::OthersKilled => Some(OomVictim::Child),
+                Said::KilledForMachine | Said::KilledForNoGroup => None,
                 Said::Nothing => {
                     let is_counted_here = own_kills(&now, &self.settled)? > 0;
                     let is_own = is_told && !is_ours && is_counted_here && self.was_told(&now);
@@ -140,6 +142,27 @@ fn own_kills(now: &Counters, earlier: &Counters) -> Option<u64> {
     Some(now.oom_kills_own?.saturating_sub(earlier.oom_kills_own?))
 }
 
+/// What there is to say of memory at a process's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Settled {
+    /// In its group, in its life.
+    pub(crate) kills: u64,
+    pub(crate) victim: Option<OomVictim>,
+    pub(crate) machine_oom: Option<MachineOom>,
+}
+
+/// A kill of the process itself that no group's limit is the reason of. `is_ours` may have been
+/// what ended a process that the kernel chose as well.
+fn machine_oom(end: &End, logged: Said, is_ours: bool) -> Option<MachineOom> {
+    let is_killed = *end == (End::Signaled { signal: SIGKILL }) && !is_ours;
+    match logged {
+        Said::KilledForMachine if is_killed => Some(MachineOom::Chosen),
+        Said::KilledForNoGroup if is_killed => Some(MachineOom::Killed),
+        Said::KilledForMachine | Said::KilledForNoGroup => None,
+        Said::Killed | Said::OthersKilled | Said::Nothing => None,
+    }
+}
+
 /// Follows the kills in the agent's group for one process after the other.
 #[derive(Debug, Default)]
 pub(crate) struct OomWatch {
@@ -150,9 +173,13 @@ pub(crate) struct OomWatch {
 }
 
 impl OomWatch {
+    /// Opens the kernel's log, which tells of what is in no group as well.
+    pub(crate) fn open_log(&mut self) {
+        self.kernel_log = KernelLog::open();
+    }
+
     /// Asks the kernel for notices. Without them much stays unknown, and nothing becomes wrong.
     pub(crate) fn listen(&mut self, spec: &CgroupSpec) -> io::Result<()> {
-        self.kernel_log = KernelLog::open();
         self.notices = Some(Notices::of(spec)?);
         Ok(())
     }
@@ -207,21 +234,22 @@ impl OomWatch {
     }
 
     /// How many were killed in the life of the process, and whom it hit. `now` was read after its
-    /// end was seen.
+    /// end was seen. `is_ours`: this bridge sent SIGKILL itself.
     pub(crate) fn settle(
         &mut self,
         now: Counters,
         process: Pid,
         end: &End,
         is_ours: bool,
-    ) -> (u64, Option<OomVictim>) {
+    ) -> Settled {
         self.look_again = None;
         // The process's end may be heard of before the word that came before it.
         self.ledger.told += self.notices.as_ref().and_then(Notices::take).unwrap_or(0);
         let kills = now.oom_kills_since(&self.ledger.begun).unwrap_or(0);
         let log = self.kernel_log.as_ref();
-        let logged = || log.map_or(Said::Nothing, |log| log.said_of(process));
-        (kills, self.ledger.victim(now, end, logged, self.notices.is_some(), is_ours))
+        let logged = log.map_or(Said::Nothing, |log| log.said_of(process));
+        let victim = self.ledger.victim(now, end, logged, self.notices.is_some(), is_ours);
+        Settled { kills, victim, machine_oom: machine_oom(end, logged, is_ours) }
     }
 }
 
@@ -345,15 +373,15 @@ mod tests {
     }
 
     fn told(ledger: &Ledger, now: Counters, end: &End) -> Option<OomVictim> {
-        ledger.victim(now, end, || Said::Nothing, true, false)
+        ledger.victim(now, end, Said::Nothing, true, false)
     }
 
     fn untold(ledger: &Ledger, now: Counters, end: &End) -> Option<OomVictim> {
-        ledger.victim(now, end, || Said::Nothing, false, false)
+        ledger.victim(now, end, Said::Nothing, false, false)
     }
 
     fn killed_by_us(ledger: &Ledger, now: Counters, end: &End) -> Option<OomVictim> {
-        ledger.victim(now, end, || Said::Nothing, true, true)
+        ledger.victim(now, end, Said::Nothing, true, true)
     }
 
     #[test]
@@ -422,18 +450,37 @@ mod tests {
         for (said, victim) in [
             (Said::Killed, Some(OomVictim::Main)),
             (Said::OthersKilled, Some(OomVictim::Child)),
+            (Said::KilledForMachine, None),
+            (Said::KilledForNoGroup, None),
             (Said::Nothing, None),
         ] {
             for (is_told, is_ours) in [(false, false), (true, true)] {
                 let now = version_1(1, 0);
-                assert_eq!(ledger.victim(now, &KILLED, || said, is_told, is_ours), victim);
+                assert_eq!(ledger.victim(now, &KILLED, said, is_told, is_ours), victim);
             }
         }
-        let never = || -> Said { panic!("it is asked without need") };
-        assert_eq!(ledger.victim(version_1(0, 0), &KILLED, never, true, false), None);
+        let killed = Said::Killed;
+        assert_eq!(ledger.victim(version_1(0, 0), &KILLED, killed, true, false), None);
         ledger.look(version_1(1, 0), Own::Unhurt);
-        let settled = ledger.victim(version_1(1, 0), &KILLED, never, true, false);
+        let settled = ledger.victim(version_1(1, 0), &KILLED, killed, true, false);
         assert_eq!(settled, Some(OomVictim::Child));
+    }
+
+    #[test]
+    fn the_machine_s_memory_is_a_reason_only_where_the_log_names_this_process_and_sigkill_ended_it()
+    {
+        let (sure, unsure) = (Said::KilledForMachine, Said::KilledForNoGroup);
+        assert_eq!(machine_oom(&KILLED, sure, false), Some(MachineOom::Chosen));
+        assert_eq!(machine_oom(&KILLED, unsure, false), Some(MachineOom::Killed));
+        for said in [Said::Killed, Said::OthersKilled, Said::Nothing] {
+            assert_eq!(machine_oom(&KILLED, said, false), None);
+        }
+        for said in [sure, unsure] {
+            assert_eq!(machine_oom(&KILLED, said, true), None, "our own kill may have been first");
+            for end in [End::Exited { code: 137 }, End::Signaled { signal: 15 }] {
+                assert_eq!(machine_oom(&end, said, false), None);
+            }
+        }
     }
 
     #[test]

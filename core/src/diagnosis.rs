@@ -158,6 +158,8 @@ fn out_of_memory(facts: &Facts) -> Option<Found> {
     let (cause, confidence) = match (oom.is, signal) {
         (Oom::None, _) => return None,
         (Oom::Host, _) => (Cause::OomHost, Confidence::Proved),
+        (Oom::OutsideGroup, Some(SIGKILL)) => (Cause::OomHost, Confidence::Likely),
+        (Oom::OutsideGroup, _) => return None,
         (Oom::Main, Some(SIGKILL)) if !is_own_exit => (Cause::OomLimit, Confidence::Proved),
         (Oom::Main, None) if end.is_none() => (Cause::OomLimit, Confidence::Likely),
         // A count for the whole group, and a wish that explains the kill as well.

@@ -48,6 +48,17 @@ pub enum OomVictim {
     Child,
 }
 
+/// What the kernel's log says of a kill of the agent's own process for no group's limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineOom {
+    /// The whole machine was out of memory, and the kernel itself chose this process.
+    Chosen,
+    /// It was killed for want of memory outside its group; whether all of the machine's memory was
+    /// short, and not a part of it, and whether the kernel acted of itself, is not said.
+    Killed,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
     pub end: End,
@@ -62,6 +73,9 @@ pub struct Evidence {
     /// Whom those kills hit, where it was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oom_victim: Option<OomVictim>,
+    /// Where the kernel's log could be read, and names the agent's own process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_oom: Option<MachineOom>,
     /// How often the kernel refused a new process or thread for the group's limit on them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids_refused: Option<u64>,
@@ -85,6 +99,7 @@ impl Evidence {
             uptime_ms: None,
             oom_kills: None,
             oom_victim: None,
+            machine_oom: None,
             pids_refused: None,
             memory_peak_bytes: None,
             memory_limit_bytes: None,

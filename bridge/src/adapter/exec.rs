@@ -7,11 +7,12 @@
 use dormouse_core::cause::Cause;
 use dormouse_core::diagnosis::{SIGHUP, SIGINT, SIGKILL, SIGTERM, signal_name};
 use dormouse_core::event::TurnOutcome;
-use dormouse_core::evidence::OomVictim;
+use dormouse_core::evidence::{MachineOom, OomVictim};
 use dormouse_core::id::{SessionId, TurnId};
 
 use super::{MESSAGE_BYTES_MAX, excerpt, failed};
 use crate::child::SpawnError;
+use crate::oom::Settled;
 use crate::reaper::ExitStatus;
 use crate::utf8::Utf8Stream;
 
@@ -51,15 +52,11 @@ impl ExecTurn {
         self.last_errors.drain(..surplus);
     }
 
-    /// What the end of the process means; `None` if the text so far is the answer. `oom_kills` were
-    /// counted in its life.
-    pub(crate) fn failure(
-        &self,
-        status: ExitStatus,
-        oom_kills: u64,
-        oom_victim: Option<OomVictim>,
-    ) -> Option<TurnOutcome> {
-        let was_oom_killed = oom_kills > 0 && oom_victim != Some(OomVictim::Child);
+    /// What the end of the process means; `None` if the text so far is the answer. `memory` is of
+    /// its life.
+    pub(crate) fn failure(&self, status: ExitStatus, memory: Settled) -> Option<TurnOutcome> {
+        let Settled { kills: oom_kills, victim, machine_oom } = memory;
+        let was_oom_killed = oom_kills > 0 && victim != Some(OomVictim::Child);
         let (cause, what, retryable, exit_code) = match status {
             ExitStatus::Code(0) => return None,
             ExitStatus::Code(code) => {
@@ -67,6 +64,13 @@ impl ExecTurn {
                 let what = format!("ended with exit code {code}{why}");
                 let retryable = oom_kills > 0 && code == EXIT_CODE_OF_SIGKILL;
                 (Cause::AgentError, what, retryable, Some(code))
+            }
+            ExitStatus::Signal(SIGKILL) if let Some(said) = machine_oom => {
+                let what = match said {
+                    MachineOom::Chosen => "was killed because the machine was out of memory",
+                    MachineOom::Killed => "was killed for memory, though not for its own limit",
+                };
+                (Cause::OomHost, what.to_owned(), true, None)
             }
             ExitStatus::Signal(SIGKILL) if was_oom_killed => {
                 let what = "was killed because it needed more memory than it may use";
@@ -123,7 +127,12 @@ mod tests {
     ) -> String {
         let mut turn = ExecTurn::default();
         turn.take_errors(errors);
-        match turn.failure(status, oom_kills, oom_victim) {
+        let memory = Settled { kills: oom_kills, victim: oom_victim, machine_oom: None };
+        words(turn.failure(status, memory))
+    }
+
+    fn words(failure: Option<TurnOutcome>) -> String {
+        match failure {
             None => "answered".to_string(),
             Some(TurnOutcome::Failed { cause, message, retryable, exit_code }) => {
                 format!("{cause} {retryable} {exit_code:?} {message}")
@@ -171,6 +180,19 @@ mod tests {
         assert!(words.ends_with("killed a program that it had started, for its memory"), "{words}");
         let words = failure_with_oom(ExitStatus::Code(1), 1, child, b"");
         assert!(words.starts_with("agent_error false Some(1)"), "{words}");
+    }
+
+    #[test]
+    fn a_kill_for_the_machine_s_memory_is_not_the_limit_s() {
+        for (said, what) in [
+            (MachineOom::Chosen, "because the machine was out of memory"),
+            (MachineOom::Killed, "for memory, though not for its own limit"),
+        ] {
+            // The kernel counts it in the group as well.
+            let memory = Settled { kills: 1, victim: None, machine_oom: Some(said) };
+            let words = words(ExecTurn::default().failure(ExitStatus::Signal(9), memory));
+            assert_eq!(words, format!("oom_host true None the program was killed {what}"));
+        }
     }
 
     #[test]

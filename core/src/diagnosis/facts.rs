@@ -146,6 +146,8 @@ pub enum Oom {
     Somebody,
     /// The machine as a whole was out of memory.
     Host,
+    /// It was killed for memory outside its group: the machine's, or a part of it.
+    OutsideGroup,
     /// Looked for, and there was none.
     None,
 }

@@ -6,13 +6,15 @@
 use super::facts::{Ending, Fact, Facts, Initiator, Known, NotStarted, Oom, log_signs};
 use super::{Confidence, Diagnosis, Found, diagnose, finish};
 use crate::cause::Cause;
-use crate::evidence::{AskedBy, End, Evidence, OomVictim};
+use crate::evidence::{AskedBy, End, Evidence, MachineOom, OomVictim};
 use crate::journal::mebibytes;
 use crate::record::{Circumstances, StopReason};
 
 const BRIDGE: &str = "bridge";
 const GROUP: &str = "control group";
 const DAEMON: &str = "daemon";
+const KERNEL_LOG: &str = "kernel log";
+const SIGKILLED: End = End::Signaled { signal: super::SIGKILL };
 
 /// What ended one life.
 pub fn diagnose_exit(evidence: &Evidence, circumstances: &Circumstances) -> Diagnosis {
@@ -115,6 +117,18 @@ fn initiator(evidence: &Evidence, circumstances: &Circumstances) -> Option<Known
 }
 
 fn oom(evidence: &Evidence) -> Option<Known<Oom>> {
+    // Of this very process, where a group's counts are of all that is in it.
+    if let Some(said) = evidence.machine_oom.filter(|_| evidence.end == SIGKILLED) {
+        let (oom, words) = match said {
+            MachineOom::Chosen => {
+                (Oom::Host, "the machine was out of memory, and this process was killed for it")
+            }
+            MachineOom::Killed => {
+                (Oom::OutsideGroup, "this process was killed for memory, and for no group's limit")
+            }
+        };
+        return Some(Known::new(oom, Fact::new(KERNEL_LOG, "out of memory", words)));
+    }
     let kills = evidence.oom_kills?;
     let fact = Fact::new(GROUP, "out-of-memory kills", kills);
     let oom = match (kills, evidence.oom_victim) {
@@ -196,6 +210,35 @@ mod tests {
                 (Cause::OomHeap, Confidence::Proved),
             ]
         );
+    }
+
+    #[test]
+    fn a_kill_for_the_machine_s_memory_is_proved_by_the_kernel_s_log_alone() {
+        let killed = |kills, victim, machine_oom| Evidence {
+            machine_oom,
+            ..ended(End::Signaled { signal: 9 }, kills, victim)
+        };
+        // The kernel counts it in the group too; without a group there is no count.
+        for kills in [None, Some(0), Some(1), Some(2)] {
+            let chosen = killed(kills, None, Some(MachineOom::Chosen));
+            let diagnosis = diagnose_exit(&chosen, &Circumstances::default());
+            let verdict = (diagnosis.cause, diagnosis.confidence);
+            assert_eq!(verdict, (Cause::OomHost, Confidence::Proved));
+            assert_eq!(diagnosis.because[0].source, "kernel log");
+            let not_the_limit = diagnosis.ruled_out.iter().any(|out| out.cause == Cause::OomLimit);
+            assert!(not_the_limit, "{diagnosis:?}");
+            let perhaps = killed(kills, None, Some(MachineOom::Killed));
+            assert_eq!(unasked(perhaps), (Cause::OomHost, Confidence::Likely));
+            let silent = unasked(killed(kills, None, None));
+            assert_ne!(silent.0, Cause::OomHost, "a count says nothing of the machine");
+        }
+        // A child went before, for the limit.
+        let both = killed(Some(2), Some(OomVictim::Child), Some(MachineOom::Chosen));
+        assert_eq!(unasked(both), (Cause::OomHost, Confidence::Proved));
+        for end in [End::Exited { code: 137 }, End::Signaled { signal: 15 }, End::BridgeLost] {
+            let other = Evidence { end, ..killed(None, None, Some(MachineOom::Chosen)) };
+            assert_ne!(unasked(other).0, Cause::OomHost, "no other end was the kernel's");
+        }
     }
 
     #[test]

@@ -38,7 +38,9 @@ fn not_the_limit(facts: &Facts) -> Option<String> {
     match oom.is {
         Oom::None => Some(format!("no out-of-memory kill was counted ({})", place(oom))),
         Oom::Child => Some(format!("a child was killed, not the main process ({})", place(oom))),
-        Oom::Host => Some(format!("it was the machine's memory, not the limit ({})", place(oom))),
+        Oom::Host | Oom::OutsideGroup => {
+            Some(format!("it was the machine's memory, not the limit ({})", place(oom)))
+        }
         Oom::Somebody | Oom::Main => {
             let end = facts.end.as_ref().filter(|end| end.is.signal() != Some(SIGKILL))?;
             Some(format!("the main process was not killed ({})", place(end)))
