@@ -122,6 +122,8 @@ pub enum Because {
     BackoffEnded,
     /// Several sessions of its agent failed at their start; one of them is tried first.
     AgentHeldBack,
+    /// A turn has raised the memory limit, which only a new instance has.
+    MemoryOutgrown,
     /// After a death that is proved to be for want of memory.
     MemoryRaised {
         from_bytes: u64,
@@ -213,6 +215,7 @@ pub(crate) fn count(n: u64, one: &str, many: &str) -> String {
 }
 
 const KILL_REPEATED: &str = "its end was not confirmed in time; ordered to be killed";
+const MEMORY_OUTGROWN: &str = "what it may use has risen, which holds from the next start on";
 const AGENT_HELD_BACK: &str =
     "not started yet: other sessions of its agent failed at their start, and one is tried first";
 const AGENT_NOT_CONFIGURED: &str = "not started, because its agent is not in the config any more";
@@ -242,9 +245,7 @@ impl fmt::Display for Because {
             }
             Because::DrainFinished => f.write_str("its turn is finished"),
             Because::DrainTimeUp { turn } => drain_time_up(f, turn.as_ref()),
-            Because::NotReadyInTime { within_ms } => {
-                write!(f, "it was not ready within {}", span(*within_ms))
-            }
+            Because::NotReadyInTime { within_ms } => not_ready(f, *within_ms),
             Because::BridgeUnreachable { for_ms } => {
                 write!(f, "its bridge was not connected for {}", span(*for_ms))
             }
@@ -277,6 +278,7 @@ impl fmt::Display for Because {
             }
             Because::AgentHeldBack => f.write_str(AGENT_HELD_BACK),
             Because::BackoffEnded => f.write_str("the pause before the next start is over"),
+            Because::MemoryOutgrown => f.write_str(MEMORY_OUTGROWN),
             Because::MemoryRaised { from_bytes: from, to_bytes: to, cause } => {
                 memory_raised(f, *from, *to, *cause)
             }
@@ -308,6 +310,10 @@ fn turn_answered(f: &mut fmt::Formatter<'_>, turn: &TurnId, took: u64, bytes: u6
 fn recovered(f: &mut fmt::Formatter<'_>, waiting: usize) -> fmt::Result {
     let messages = count(waiting as u64, "message", "messages");
     write!(f, "the daemon came back and found {messages} waiting")
+}
+
+fn not_ready(f: &mut fmt::Formatter<'_>, within_ms: u64) -> fmt::Result {
+    write!(f, "it was not ready within {}", span(within_ms))
 }
 
 fn memory_raised(f: &mut fmt::Formatter<'_>, from: u64, to: u64, cause: Cause) -> fmt::Result {
@@ -398,6 +404,7 @@ fn stop_words(stop: StopReason) -> &'static str {
         StopReason::Idle => "idle",
         StopReason::OperatorStop => "stop",
         StopReason::OperatorRestart => "restart",
+        StopReason::Resize => "more memory",
         StopReason::StartTimeout => "not ready in time",
         StopReason::TurnStuck => "turn stuck",
         StopReason::TurnTooLong => "turn too long",

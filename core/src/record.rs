@@ -47,6 +47,8 @@ pub enum StopReason {
     Idle,
     OperatorStop,
     OperatorRestart,
+    /// A turn has raised the memory limit, which only a new instance has.
+    Resize,
     StartTimeout,
     TurnStuck,
     TurnTooLong,
@@ -60,6 +62,7 @@ impl StopReason {
     pub fn failure(self) -> Option<Cause> {
         match self {
             StopReason::Idle | StopReason::OperatorStop | StopReason::OperatorRestart => None,
+            StopReason::Resize => None,
             StopReason::StartTimeout => Some(Cause::StartTimeout),
             StopReason::TurnStuck => Some(Cause::TurnStuck),
             StopReason::TurnTooLong => Some(Cause::TurnTooLong),

@@ -127,7 +127,10 @@ fn next_event(event: &Event) -> Option<Event> {
             text: "par".to_owned(),
         },
         Event::TurnProgressed { .. } => answered(),
-        Event::TurnEnded { outcome: TurnOutcome::Answered { .. }, .. } => failed(true),
+        Event::TurnEnded { outcome: TurnOutcome::Answered { .. }, .. } => failed_for_memory(),
+        Event::TurnEnded {
+            outcome: TurnOutcome::Failed { cause: Cause::OomLimit, .. }, ..
+        } => failed(true),
         Event::TurnEnded { outcome: TurnOutcome::Failed { retryable: true, .. }, .. } => {
             failed(false)
         }
@@ -160,6 +163,10 @@ fn name_of(event: &Event) -> String {
             Event::InstanceReady { .. } => "instance ready",
             Event::TurnProgressed { .. } => "turn progressed",
             Event::TurnEnded { outcome: TurnOutcome::Answered { .. }, .. } => "turn answered",
+            Event::TurnEnded {
+                outcome: TurnOutcome::Failed { cause: Cause::OomLimit, .. },
+                ..
+            } => "turn failed for memory",
             Event::TurnEnded { outcome: TurnOutcome::Failed { retryable, .. }, .. } => {
                 if *retryable { "turn failed, retryable" } else { "turn failed for good" }
             }
@@ -217,12 +224,16 @@ fn answered() -> Event {
 }
 
 fn failed(retryable: bool) -> Event {
-    let outcome = TurnOutcome::Failed {
-        cause: Cause::AgentError,
-        message: "busy".to_owned(),
-        retryable,
-        exit_code: None,
-    };
+    failed_of(Cause::AgentError, retryable)
+}
+
+fn failed_for_memory() -> Event {
+    failed_of(Cause::OomLimit, true)
+}
+
+fn failed_of(cause: Cause, retryable: bool) -> Event {
+    let message = "busy".to_owned();
+    let outcome = TurnOutcome::Failed { cause, message, retryable, exit_code: None };
     Event::TurnEnded { instance: instance(), turn: TURN, outcome }
 }
 
@@ -239,7 +250,9 @@ struct World {
 
 impl World {
     fn after(situation: &Situation) -> Self {
-        let agents = BTreeMap::from([("a".parse().unwrap(), AgentPolicy::default())]);
+        let mut policy = AgentPolicy::default();
+        policy.memory.first_bytes = Some(256 << 20);
+        let agents = BTreeMap::from([("a".parse().unwrap(), policy)]);
         let starts_at_once = situation.starts_at_once;
         let node = NodePolicy { starts_at_once, ..NodePolicy::default() };
         let supervisor = Supervisor::new(node, agents);

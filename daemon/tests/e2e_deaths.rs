@@ -286,3 +286,34 @@ fn a_heap_that_follows_the_memory_limit_grows_with_it_after_one_death() {
     assert_eq!(client.generation("node/a"), 2);
     assert_eq!(limit_of(&daemon, "node/a"), 512 << 20);
 }
+
+/// A program per turn: the turn dies of the limit, the instance does not, and gets another one.
+#[test]
+fn a_turn_of_one_program_that_needs_more_than_its_limit_is_answered_under_a_higher_one() {
+    let touch = "kept = b\"x\" * (600 << 20); print(\"touched\", len(kept) >> 20)";
+    let touch = toml_list(&["python3", "-c", touch]);
+    let behind_a_shell = toml_list(&["sh", "-c", &format!("python3 -c '{EAT}'; exit $?")]);
+    let settings = "adapter = { kind = \"exec\" }\nmemory = \"256MiB\"\nturn = { attempts = 1 }";
+    let daemon = Setup::new()
+        .config(&format!("[agents.program]\ncommand = {touch}\n{settings}"))
+        .config(&format!("[agents.shell]\ncommand = {behind_a_shell}\n{settings}"))
+        .start();
+    if !has_limits(&daemon) {
+        return;
+    }
+    let client = daemon.client();
+    assert_eq!(client.ask("program/a", "touch 600 MiB"), "touched 600\n");
+    assert_eq!(limit_of(&daemon, "program/a"), 1_024 << 20, "512 MiB is too little as well");
+    assert_eq!(client.generation("program/a"), 3);
+    let exit = last_exit(&client, "program/a");
+    assert_eq!(verdict(&exit), "stopped_by_watchdog(resize) proved", "{exit}");
+    assert_eq!(exit["cause"], Value::Null, "it is no failure: {exit}");
+    assert_eq!(client.ask("program/a", "and again"), "touched 600\n");
+    assert_eq!(client.generation("program/a"), 3, "it goes on with what it has");
+    if a_child_dies_alone() {
+        assert_eq!(client.ask("shell/a", "touch 300 MiB"), "touched 300\n");
+        assert_eq!(limit_of(&daemon, "shell/a"), 512 << 20);
+    }
+}
+
+const EAT: &str = "kept = b\"x\" * (300 << 20); print(\"touched\", len(kept) >> 20)";

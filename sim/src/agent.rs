@@ -66,9 +66,15 @@ pub(crate) struct Run {
 #[derive(Debug, Clone)]
 enum Beat {
     Say,
-    Hold { for_ms: u64 },
+    Hold {
+        for_ms: u64,
+    },
     Answer,
-    Fail { retryable: bool },
+    Fail {
+        retryable: bool,
+    },
+    /// The turn's own process was killed for memory, and the instance goes on.
+    FailForMemory,
     Die(AgentEnd),
 }
 
@@ -196,6 +202,8 @@ impl World {
             Beat::Die(AgentEnd::unasked(End::Signaled { signal: 11 }))
         } else if self.fires(Fault::OutOfMemory) {
             Beat::Die(AgentEnd::out_of_memory())
+        } else if self.fires(Fault::TurnOutOfMemory) {
+            Beat::FailForMemory
         } else if self.fires(Fault::FailsRetryably) {
             Beat::Fail { retryable: true }
         } else if self.fires(Fault::FailsFinally) {
@@ -226,7 +234,8 @@ impl World {
             Beat::Say => self.speak(id),
             Beat::Hold { for_ms } => self.take_hold(id, "silent work", for_ms),
             Beat::Answer => self.finish(id, None),
-            Beat::Fail { retryable } => self.finish(id, Some(retryable)),
+            Beat::Fail { retryable } => self.finish(id, Some((Cause::AgentError, retryable))),
+            Beat::FailForMemory => self.finish(id, Some((Cause::OomLimit, true))),
             Beat::Die(end) => return self.agent_ends(id, end),
         }
         if let Some(after) = next {
@@ -252,22 +261,22 @@ impl World {
     }
 
     /// The turn is over: answered, or failed with or without a point in trying again.
-    fn finish(&mut self, id: BridgeId, failed_retryably: Option<bool>) {
+    fn finish(&mut self, id: BridgeId, failed: Option<(Cause, bool)>) {
         let unstreamed = self.rng.chance(300);
         let misquotes = self.is_sabotaged(Sabotage::BridgeMisquotes);
         let bridge = self.bridges.get_mut(&id).expect("the bridge was just seen");
         let mut run = bridge.run.take().expect("the run was just seen");
         bridge.previous_text.clone_from(&run.text);
         let turn = run.turn;
-        let mut outcome = match failed_retryably {
+        let mut outcome = match failed {
             None => {
                 if unstreamed {
                     run.text.push_str("and that was all");
                 }
                 TurnOutcome::Answered { text: run.text, exit_code: None }
             }
-            Some(retryable) => TurnOutcome::Failed {
-                cause: Cause::AgentError,
+            Some((cause, retryable)) => TurnOutcome::Failed {
+                cause,
                 message: "it did not work".to_owned(),
                 retryable,
                 exit_code: Some(1),

@@ -107,6 +107,8 @@ faults! {
     ExitsZeroInTurn = 20,
     SignalledInTurn = 25,
     OutOfMemory = 25,
+    /// Of the turn's own process; the instance goes on.
+    TurnOutOfMemory = 25,
     FailsRetryably = 70,
     FailsFinally = 40,
     PoisonMessage = 40,

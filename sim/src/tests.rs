@@ -30,7 +30,7 @@ fn the_same_seed_leaves_the_same_trace_recorded_or_not() {
 }
 
 /// The seeds that a sabotage has to be found in. Most take a handful; a race takes more.
-const SEEDS_PER_SABOTAGE: u64 = 4_000;
+const SEEDS_PER_SABOTAGE: u64 = 12_000;
 
 #[test]
 fn every_sabotage_is_found() {

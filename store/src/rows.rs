@@ -21,10 +21,11 @@ pub(crate) const MESSAGE_STATES: [MessageState; 5] = [
     MessageState::Cancelled,
 ];
 
-pub(crate) const STOP_REASONS: [StopReason; 8] = [
+pub(crate) const STOP_REASONS: [StopReason; 9] = [
     StopReason::Idle,
     StopReason::OperatorStop,
     StopReason::OperatorRestart,
+    StopReason::Resize,
     StopReason::StartTimeout,
     StopReason::TurnStuck,
     StopReason::TurnTooLong,
@@ -47,6 +48,7 @@ pub(crate) fn stop_word(stop: StopReason) -> &'static str {
         StopReason::Idle => "idle",
         StopReason::OperatorStop => "operator_stop",
         StopReason::OperatorRestart => "operator_restart",
+        StopReason::Resize => "resize",
         StopReason::StartTimeout => "start_timeout",
         StopReason::TurnStuck => "turn_stuck",
         StopReason::TurnTooLong => "turn_too_long",

@@ -2,7 +2,8 @@
 //! writes to standard output is the reply, byte for byte; its exit status says how it went.
 //!
 //! Owner: `instance`. Invariants: there is an [`Exec::turn`] exactly while a turn's process lives;
-//! standard error is log, and its end is in the message of a failure. Absent: spawning, killing.
+//! standard error is log, and its end is in the message of a failure; want of memory is said only
+//! where it is proved, because the memory limit rises for it. Absent: spawning, killing.
 
 use dormouse_core::cause::Cause;
 use dormouse_core::diagnosis::{SIGHUP, SIGINT, SIGKILL, SIGTERM, signal_name};
@@ -56,14 +57,15 @@ impl ExecTurn {
     /// its life.
     pub(crate) fn failure(&self, status: ExitStatus, memory: Settled) -> Option<TurnOutcome> {
         let Settled { kills: oom_kills, victim, machine_oom } = memory;
-        let was_oom_killed = oom_kills > 0 && victim != Some(OomVictim::Child);
         let (cause, what, retryable, exit_code) = match status {
             ExitStatus::Code(0) => return None,
             ExitStatus::Code(code) => {
                 let why = if oom_kills > 0 { CHILD_OOM_KILLED } else { "" };
                 let what = format!("ended with exit code {code}{why}");
-                let retryable = oom_kills > 0 && code == EXIT_CODE_OF_SIGKILL;
-                (Cause::AgentError, what, retryable, Some(code))
+                // As a shell hands it on.
+                let was_child = oom_kills > 0 && code == EXIT_CODE_OF_SIGKILL;
+                let cause = if was_child { Cause::OomChild } else { Cause::AgentError };
+                (cause, what, was_child, Some(code))
             }
             ExitStatus::Signal(SIGKILL) if let Some(said) = machine_oom => {
                 let what = match said {
@@ -72,9 +74,14 @@ impl ExecTurn {
                 };
                 (Cause::OomHost, what.to_owned(), true, None)
             }
-            ExitStatus::Signal(SIGKILL) if was_oom_killed => {
+            ExitStatus::Signal(SIGKILL) if victim == Some(OomVictim::Main) => {
                 let what = "was killed because it needed more memory than it may use";
                 (Cause::OomLimit, what.to_owned(), true, None)
+            }
+            ExitStatus::Signal(SIGKILL) if oom_kills > 0 && victim.is_none() => {
+                let what = "was ended by SIGKILL; the kernel killed for memory meanwhile, but \
+                            whom is not known";
+                (Cause::Unknown, what.to_owned(), true, None)
             }
             ExitStatus::Signal(signal) => {
                 let name = signal_name(signal);
@@ -171,12 +178,12 @@ mod tests {
         };
         let (main, child) = (Some(OomVictim::Main), Some(OomVictim::Child));
         assert_eq!(cause(ExitStatus::Signal(9), main), "oom_limit");
-        assert_eq!(cause(ExitStatus::Signal(9), None), "oom_limit");
+        assert_eq!(cause(ExitStatus::Signal(9), None), "unknown", "it is not proved");
         assert_eq!(cause(ExitStatus::Signal(9), child), "killed_outside");
         assert_eq!(cause(ExitStatus::Signal(11), None), "app_signal");
         assert_eq!(cause(ExitStatus::Code(0), child), "answered");
         let words = failure_with_oom(ExitStatus::Code(137), 1, child, b"");
-        assert!(words.starts_with("agent_error true Some(137)"), "{words}");
+        assert!(words.starts_with("oom_child true Some(137)"), "{words}");
         assert!(words.ends_with("killed a program that it had started, for its memory"), "{words}");
         let words = failure_with_oom(ExitStatus::Code(1), 1, child, b"");
         assert!(words.starts_with("agent_error false Some(1)"), "{words}");

@@ -191,7 +191,7 @@ async fn a_turns_program_that_runs_out_of_memory_is_told_apart_as_well() {
     assert_eq!(cause, Cause::KilledOutside, "{message}");
     let turn = line.turn(3, "child").await;
     let (cause, retryable, message) = failed(line.outcome(turn).await);
-    assert_eq!((cause, retryable), (Cause::AgentError, true), "{message}");
+    assert_eq!((cause, retryable), (Cause::OomChild, true), "{message}");
     assert!(message.contains("killed a program that it had started, for its memory"), "{message}");
     line.stop(Duration::from_secs(30)).await;
     let evidence = exited(&mut line).await;

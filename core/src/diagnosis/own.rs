@@ -90,6 +90,7 @@ fn initiator(evidence: &Evidence, circumstances: &Circumstances) -> Option<Known
     let wish = |stop: StopReason| {
         let who = match stop {
             StopReason::Idle => Initiator::Watchdog { kind: "idle" },
+            StopReason::Resize => Initiator::Watchdog { kind: "resize" },
             StopReason::OperatorStop | StopReason::OperatorRestart => Initiator::User,
             StopReason::StartTimeout
             | StopReason::TurnStuck
@@ -155,6 +156,7 @@ fn launch_failure(error: &str) -> &'static str {
 fn stop_words(stop: StopReason) -> &'static str {
     match stop {
         StopReason::Idle => "nothing needed it for its idle limit",
+        StopReason::Resize => "its memory limit has risen, which holds from the next start on",
         StopReason::OperatorStop => "somebody asked to stop it",
         StopReason::OperatorRestart => "somebody asked to restart it",
         StopReason::StartTimeout => "it was not ready in time",

@@ -34,7 +34,7 @@ impl Session {
         let summary = ExitSummary::of(&evidence, cause, circumstances.stop);
         let peak_bytes = evidence.memory_peak_bytes;
         let stop = circumstances.stop;
-        let has_more_memory = self.size(&diagnosis, peak_bytes, ctx);
+        let has_more_memory = self.size(&diagnosis, peak_bytes, stop, ctx);
         ctx.effects.write(Write::InsertExit(ExitRecord {
             session: self.id.clone(),
             generation: self.generation,
@@ -86,17 +86,36 @@ impl Session {
         &mut self,
         diagnosis: &Diagnosis,
         peak_bytes: Option<u64>,
+        stop: Option<StopReason>,
         ctx: &mut Context<'_>,
     ) -> bool {
-        let (policy, machine) = (ctx.policy.memory, ctx.node.memory_max_bytes);
         let wants_more = matches!(diagnosis.cause, Cause::OomLimit | Cause::OomChild)
             || (diagnosis.cause == Cause::OomHeap && ctx.policy.heap_follows);
-        let now = ctx.now.wall;
-        let sized = if wants_more && diagnosis.confidence == Confidence::Proved {
-            sizing::after_want(policy, self.memory, machine, diagnosis.cause, now)
-        } else {
-            sizing::after_life(policy, self.memory, peak_bytes, now)
-        };
+        let is_proved = wants_more && diagnosis.confidence == Confidence::Proved;
+        if stop == Some(StopReason::Resize) {
+            // It had less than what has been learned: neither its want nor its peak is of that.
+            return is_proved;
+        }
+        if is_proved {
+            return self.size_after_want(diagnosis.cause, ctx);
+        }
+        let sized = sizing::after_life(ctx.policy.memory, self.memory, peak_bytes, ctx.now.wall);
+        self.apply(sized, ctx)
+    }
+
+    /// A turn's own process was killed while its instance lives. Of a turn such a cause is said
+    /// only where it is proved.
+    pub(super) fn size_after_turn(&mut self, cause: Cause, ctx: &mut Context<'_>) -> bool {
+        matches!(cause, Cause::OomLimit | Cause::OomChild) && self.size_after_want(cause, ctx)
+    }
+
+    fn size_after_want(&mut self, cause: Cause, ctx: &mut Context<'_>) -> bool {
+        let (policy, machine) = (ctx.policy.memory, ctx.node.memory_max_bytes);
+        let sized = sizing::after_want(policy, self.memory, machine, cause, ctx.now.wall);
+        self.apply(sized, ctx)
+    }
+
+    fn apply(&mut self, sized: Sized, ctx: &mut Context<'_>) -> bool {
         match sized {
             Sized::Unchanged => return false,
             Sized::Noted(memory) => self.memory = Some(memory),
@@ -165,7 +184,7 @@ impl Session {
 
     /// We stopped the agent, or its bridge was told to end, while it worked on this message; or it
     /// had less memory than it may have. Not held against the message.
-    fn attempt_was_cut_short(
+    pub(super) fn attempt_was_cut_short(
         &mut self,
         turn: TurnId,
         cause: Cause,

@@ -165,15 +165,19 @@ impl Session {
         };
         instance.last_activity = now;
         let took = now.since(running.clock.started_at());
-        match outcome {
+        let has_outgrown_it = match outcome {
             TurnOutcome::Answered { text, exit_code } => {
                 self.answered(turn, text, exit_code, took, ctx);
+                false
             }
             TurnOutcome::Failed { cause, message, retryable, exit_code } => {
-                self.turn_failed(turn, cause, message, retryable, exit_code, ctx);
+                self.turn_failed(turn, cause, message, retryable, exit_code, ctx)
             }
-        }
+        };
         match self.phase {
+            Phase::Awake if has_outgrown_it => {
+                self.begin_stop(StopReason::Resize, Because::MemoryOutgrown, ctx);
+            }
             Phase::Awake => self.deliver_next(ctx),
             Phase::Draining => {
                 let reason = self.drain_reason();
@@ -208,7 +212,7 @@ impl Session {
         self.note(Because::TurnAnswered { turn, took_ms: millis(took), bytes }, ctx);
     }
 
-    /// The agent lives and says that this turn failed.
+    /// The agent lives and says that this turn failed. `true`: the next instance has more memory.
     fn turn_failed(
         &mut self,
         turn: TurnId,
@@ -217,13 +221,19 @@ impl Session {
         retryable: bool,
         exit_code: Option<i32>,
         ctx: &mut Context<'_>,
-    ) {
+    ) -> bool {
+        let has_more_memory = self.size_after_turn(cause, ctx);
         let may_repeat = retryable && ctx.policy.retry == RetrySafety::Safe;
         if !may_repeat {
             self.queue.finish(turn);
             self.note_failure(turn, cause, &message, None, ctx);
             self.bury(turn, cause, message, exit_code, ctx);
-            return;
+            return has_more_memory;
+        }
+        if has_more_memory {
+            self.note_failure(turn, cause, &message, Some(ctx.now.wall), ctx);
+            self.attempt_was_cut_short(turn, cause, None, ctx);
+            return true;
         }
         let pause = backoff::pause_after(turn.attempt.saturating_add(1), &self.id);
         let retry_at = ctx.now.wall + pause;
@@ -246,6 +256,7 @@ impl Session {
                 ctx.effects.tell(turn.message, next);
             }
         }
+        false
     }
 
     fn note_failure(

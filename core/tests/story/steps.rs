@@ -286,10 +286,17 @@ fn turn(world: &mut World, words: &[&str], instance: InstanceId) -> Option<Event
             Event::TurnEnded { instance, turn: turn_of(world, name), outcome }
         }
         ["agent", "fails", name, why, rest @ ..] => {
+            let cause = match rest {
+                ["for", "memory"] => Cause::OomLimit,
+                ["for", "a", "child's", "memory"] => Cause::OomChild,
+                ["for", "the", "machine's", "memory"] => Cause::OomHost,
+                [] | ["retryable"] => Cause::AgentError,
+                _other => panic!("no turn fails {rest:?}"),
+            };
             let outcome = TurnOutcome::Failed {
-                cause: Cause::AgentError,
+                cause,
                 message: (*why).to_owned(),
-                retryable: rest == ["retryable"],
+                retryable: !rest.is_empty(),
                 exit_code: None,
             };
             Event::TurnEnded { instance, turn: turn_of(world, name), outcome }
