@@ -80,6 +80,10 @@ pub enum Cause {
     AttemptsExhausted,
     /// The outcome of a turn that must not be repeated is unknown.
     Ambiguous,
+    /// A file that the agent's config requires is not there.
+    InputMissing,
+    /// The files that the turn needs could not be brought to its workspace.
+    SyncFailed,
     /// The agent answered that it failed.
     AgentError,
     /// The agent broke its protocol.
@@ -91,7 +95,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    pub const ALL: [Cause; 38] = [
+    pub const ALL: [Cause; 40] = [
         Cause::AppExit,
         Cause::AppSignal,
         Cause::KilledOutside,
@@ -126,6 +130,8 @@ impl Cause {
         Cause::PoisonMessage,
         Cause::AttemptsExhausted,
         Cause::Ambiguous,
+        Cause::InputMissing,
+        Cause::SyncFailed,
         Cause::AgentError,
         Cause::ProtocolFault,
         Cause::ReplyTooLarge,
@@ -169,6 +175,8 @@ impl Cause {
             Cause::PoisonMessage => "poison_message",
             Cause::AttemptsExhausted => "attempts_exhausted",
             Cause::Ambiguous => "ambiguous",
+            Cause::InputMissing => "input_missing",
+            Cause::SyncFailed => "sync_failed",
             Cause::AgentError => "agent_error",
             Cause::ProtocolFault => "protocol_fault",
             Cause::ReplyTooLarge => "reply_too_large",
@@ -217,6 +225,8 @@ impl Cause {
             Cause::Ambiguous => {
                 "it may or may not have been done, and must not be repeated unasked"
             }
+            Cause::InputMissing => "a file that the agent needs is not there",
+            Cause::SyncFailed => "the files that the agent needs could not be brought to it",
             Cause::AgentError => "the agent said that it failed",
             Cause::ProtocolFault => "the agent's answer could not be understood",
             Cause::ReplyTooLarge => "the agent's answer was longer than can be kept",

@@ -8,9 +8,11 @@
 use std::time::Duration;
 
 use crate::cause::Cause;
+use crate::event::FilesProgress;
 use crate::id::{BootId, Generation, InstanceId, MessageId, RequestId, SessionId, Subject, TurnId};
 use crate::journal::Decision;
-use crate::record::{ExitRecord, MessageRecord, SessionRecord};
+use crate::manifest::FilesVersion;
+use crate::record::{CheckpointRecord, ExitRecord, MessageRecord, SessionRecord, UploadRecord};
 use crate::time::Wall;
 
 /// A push-only view for the handlers; the engine drains it.
@@ -72,6 +74,12 @@ pub enum Write {
         at: Wall,
         by: Subject,
     },
+    InsertUpload(UploadRecord),
+    /// Only the newest `keep` checkpoints of the session are kept, and the one to restore.
+    InsertCheckpoint {
+        record: CheckpointRecord,
+        keep: u64,
+    },
     InsertExit(ExitRecord),
     InsertDecision(Decision),
 }
@@ -86,6 +94,12 @@ pub enum Command {
     AdmitBridge { instance: InstanceId, boot: BootId, launch: bool },
     /// Bridge: you are not the one; end without touching anything.
     RefuseBridge { instance: InstanceId, boot: BootId, why: &'static str },
+    /// Daemon: look what the agent's inputs are now.
+    ListInputs { instance: InstanceId, look: u64 },
+    /// Bridge: bring the workspace to this version.
+    SyncFiles { instance: InstanceId, version: FilesVersion },
+    /// Bridge: execute the agent now.
+    LaunchAgent { instance: InstanceId },
     /// Bridge: run this turn. The engine adds the message's text.
     DeliverTurn { instance: InstanceId, turn: TurnId },
     /// Bridge: the result is on disk, forget it.
@@ -118,6 +132,10 @@ pub enum News {
     /// The agent will be started once `ahead` other starts have been.
     InLine {
         ahead: usize,
+    },
+    /// The files that it needs are on their way.
+    Syncing {
+        progress: FilesProgress,
     },
     /// Handed to the agent.
     Delivered {
@@ -169,6 +187,13 @@ pub enum Answer {
         message: MessageId,
     },
     Requested(RequestOutcome),
+    /// The file will be there for the next turn.
+    Uploaded {
+        number: u64,
+    },
+    CheckpointMade {
+        number: u64,
+    },
     Refused(Refusal),
 }
 
@@ -195,20 +220,34 @@ pub enum IgnoredBecause {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeniedBecause {
     /// Messages wait for the next start; drop them first.
-    MessagesWaiting { waiting: usize },
+    MessagesWaiting {
+        waiting: usize,
+    },
     /// The message is with the agent; stop the session first.
     InFlight,
     /// Its agent is not in the config.
     AgentNotConfigured,
+    NoSuchCheckpoint,
 }
 
-/// Why a message was not accepted. Nothing was stored.
+/// Why a message, a file or a checkpoint was not accepted. Nothing was stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     UnknownAgent,
     NotYourSession,
-    IdempotencyConflict { message: MessageId },
-    QueueFull { messages: usize, bytes: u64 },
+    IdempotencyConflict {
+        message: MessageId,
+    },
+    QueueFull {
+        messages: usize,
+        bytes: u64,
+    },
+    /// A checkpoint of a life that is over.
+    PastLife,
+    /// A checkpoint of a workspace that has been restored to something else since.
+    OtherLineage,
+    /// A checkpoint of a workspace that is not known to be whole.
+    NotWhole,
 }
 
 impl Effects {
@@ -234,6 +273,9 @@ impl Effects {
             Command::StartInstance { instance, .. }
             | Command::AdmitBridge { instance, .. }
             | Command::RefuseBridge { instance, .. }
+            | Command::ListInputs { instance, .. }
+            | Command::SyncFiles { instance, .. }
+            | Command::LaunchAgent { instance }
             | Command::DeliverTurn { instance, .. }
             | Command::AcknowledgeTurn { instance, .. }
             | Command::StopInstance { instance, .. }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::cause::Cause;
 use crate::evidence::Evidence;
 use crate::id::{BootId, InstanceId, MessageId, RequestId, SessionId, Subject, TurnId};
+use crate::manifest::{FileKind, FilePath, FilesVersion, ManifestDigest};
 use crate::record::Idempotency;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +41,20 @@ pub enum Event {
         session: SessionId,
         message: MessageId,
         is_dead: bool,
+        by: Subject,
+    },
+
+    /// A file of the session's own is in the store of blobs, or one is to be deleted. Makes the
+    /// session when it is new, and wakes nobody.
+    UploadSubmitted {
+        request: RequestId,
+        upload: UploadSubmission,
+    },
+    /// The workspace is to be as it was in that checkpoint.
+    RestoreRequested {
+        request: RequestId,
+        session: SessionId,
+        checkpoint: u64,
         by: Subject,
     },
 
@@ -86,6 +101,34 @@ pub enum Event {
         name: String,
         for_ms: u64,
     },
+    /// The daemon has looked at what the agent's inputs are now.
+    InputsListed {
+        instance: InstanceId,
+        look: u64,
+        outcome: Result<ManifestDigest, FilesProblem>,
+    },
+    /// How far the bridge is with what it was told to sync.
+    FilesProgressed {
+        instance: InstanceId,
+        progress: FilesProgress,
+    },
+    /// The workspace holds that version, as the bridge of this boot has proved. Repeated after each
+    /// hello.
+    FilesSynced {
+        instance: InstanceId,
+        version: FilesVersion,
+    },
+    FilesSyncFailed {
+        instance: InstanceId,
+        version: FilesVersion,
+        problem: FilesProblem,
+    },
+    /// What the agent has made is in the store of blobs. Answered exactly once.
+    CheckpointOffered {
+        request: RequestId,
+        instance: InstanceId,
+        offer: CheckpointOffer,
+    },
     /// The instance is over: nothing of it runs any more. Said by its bridge, or by the driver.
     InstanceExited {
         instance: InstanceId,
@@ -102,9 +145,10 @@ impl Event {
         match self {
             Event::MessageSubmitted { submission, .. } => Some(&submission.session),
             Event::RedriveRequested { dead, .. } => Some(&dead.session),
-            Event::SessionRequested { session, .. } | Event::DropRequested { session, .. } => {
-                Some(session)
-            }
+            Event::UploadSubmitted { upload, .. } => Some(&upload.session),
+            Event::SessionRequested { session, .. }
+            | Event::DropRequested { session, .. }
+            | Event::RestoreRequested { session, .. } => Some(session),
             Event::InstanceStarted { .. }
             | Event::InstanceStartFailed { .. }
             | Event::BridgeAttached { .. }
@@ -113,6 +157,11 @@ impl Event {
             | Event::TurnProgressed { .. }
             | Event::TurnEnded { .. }
             | Event::HoldTaken { .. }
+            | Event::InputsListed { .. }
+            | Event::FilesProgressed { .. }
+            | Event::FilesSynced { .. }
+            | Event::FilesSyncFailed { .. }
+            | Event::CheckpointOffered { .. }
             | Event::InstanceExited { .. } => self.instance().map(|instance| &instance.session),
             Event::DeadlinePassed => None,
         }
@@ -129,14 +178,63 @@ impl Event {
             | Event::TurnProgressed { instance, .. }
             | Event::TurnEnded { instance, .. }
             | Event::HoldTaken { instance, .. }
+            | Event::InputsListed { instance, .. }
+            | Event::FilesProgressed { instance, .. }
+            | Event::FilesSynced { instance, .. }
+            | Event::FilesSyncFailed { instance, .. }
+            | Event::CheckpointOffered { instance, .. }
             | Event::InstanceExited { instance, .. } => Some(instance),
             Event::MessageSubmitted { .. }
             | Event::SessionRequested { .. }
             | Event::RedriveRequested { .. }
             | Event::DropRequested { .. }
+            | Event::UploadSubmitted { .. }
+            | Event::RestoreRequested { .. }
             | Event::DeadlinePassed => None,
         }
     }
+}
+
+/// Why files are not what they are to be. No paths of this machine, no secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesProblem {
+    pub cause: Cause,
+    pub message: String,
+    /// Trying again may help.
+    pub retryable: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesProgress {
+    pub done_files: u64,
+    pub files: u64,
+    pub done_bytes: u64,
+    pub bytes: u64,
+}
+
+/// A file that somebody put into a session's workspace, or took out of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadSubmission {
+    pub session: SessionId,
+    pub subject: Subject,
+    /// The sender may write to any session.
+    pub is_operator: bool,
+    pub path: FilePath,
+    /// `None`: to be deleted.
+    pub file: Option<FileKind>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointOffer {
+    /// Which workspace it is of; a restore makes another one.
+    pub lineage: u64,
+    /// The newest upload that is in it.
+    pub uploads: u64,
+    pub manifest: ManifestDigest,
+    pub files: u64,
+    pub bytes: u64,
+    /// The turn after which it was taken, if it was.
+    pub turn: Option<TurnId>,
 }
 
 /// What a sender handed in, with what the store knows of its idempotency key.

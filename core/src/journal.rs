@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::cause::Cause;
 use crate::evidence::{AskedBy, End, Evidence};
 use crate::id::{Generation, MessageId, SessionId, Subject, TurnId};
+use crate::manifest::FilePath;
 use crate::record::StopReason;
 use crate::session::phase::Phase;
 use crate::time::Wall;
@@ -138,11 +139,45 @@ pub enum Because {
         from_bytes: u64,
         to_bytes: u64,
     },
+    Files {
+        change: FilesChange,
+    },
+    /// It was started for messages, and they were given up.
+    NothingLeftToDo,
     /// The daemon came back and found the session like this.
     Recovered {
         waiting: usize,
     },
     AgentNotConfigured,
+}
+
+/// What became of a session's files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum FilesChange {
+    /// The workspace holds what is expected of it.
+    InPlace {
+        took_ms: u64,
+    },
+    Failed {
+        cause: Cause,
+        message: String,
+        retry_at: Option<Wall>,
+    },
+    Uploaded {
+        path: FilePath,
+        is_deleted: bool,
+        by: Subject,
+    },
+    CheckpointMade {
+        number: u64,
+        files: u64,
+        bytes: u64,
+    },
+    RestoreRequested {
+        checkpoint: u64,
+        by: Subject,
+    },
 }
 
 /// An exit's facts, short enough for a row.
@@ -240,9 +275,7 @@ impl fmt::Display for Because {
             Because::MessageRedriven { dead, message, by } => {
                 write!(f, "{by} redrove {dead} as {message}")
             }
-            Because::WasIdle { idle_ms } => {
-                write!(f, "nothing happened for {}, and nothing needs it", span(*idle_ms))
-            }
+            Because::WasIdle { idle_ms } => was_idle(f, *idle_ms),
             Because::DrainFinished => f.write_str("its turn is finished"),
             Because::DrainTimeUp { turn } => drain_time_up(f, turn.as_ref()),
             Because::NotReadyInTime { within_ms } => not_ready(f, *within_ms),
@@ -286,10 +319,16 @@ impl fmt::Display for Because {
             Because::MemoryLowered { from_bytes: from, to_bytes: to } => {
                 memory_lowered(f, *from, *to)
             }
+            Because::Files { change } => change.fmt(f),
+            Because::NothingLeftToDo => f.write_str("nothing is left that waits for it"),
             Because::Recovered { waiting } => recovered(f, *waiting),
             Because::AgentNotConfigured => f.write_str(AGENT_NOT_CONFIGURED),
         }
     }
+}
+
+fn was_idle(f: &mut fmt::Formatter<'_>, idle_ms: u64) -> fmt::Result {
+    write!(f, "nothing happened for {}, and nothing needs it", span(idle_ms))
 }
 
 fn message_buried(
@@ -305,6 +344,32 @@ fn message_buried(
 fn turn_answered(f: &mut fmt::Formatter<'_>, turn: &TurnId, took: u64, bytes: u64) -> fmt::Result {
     let bytes = count(bytes, "byte", "bytes");
     write!(f, "{} was answered in {} ({bytes})", turn.message, span(took))
+}
+
+impl fmt::Display for FilesChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FilesChange::InPlace { took_ms } => {
+                write!(f, "its files were in place after {}", span(*took_ms))
+            }
+            FilesChange::Failed { cause, message, retry_at } => {
+                let next = if retry_at.is_some() { "; it will be tried again" } else { "" };
+                write!(f, "its files are not in place [{cause}]: {message}{next}")
+            }
+            FilesChange::Uploaded { path, is_deleted: false, by } => write!(f, "{by} put {path}"),
+            FilesChange::Uploaded { path, is_deleted: true, by } => {
+                write!(f, "{by} deleted {path}")
+            }
+            FilesChange::CheckpointMade { number, files, bytes } => {
+                let (files, bytes) =
+                    (count(*files, "file", "files"), count(*bytes, "byte", "bytes"));
+                write!(f, "checkpoint {number} of its workspace was taken ({files}, {bytes})")
+            }
+            FilesChange::RestoreRequested { checkpoint, by } => {
+                write!(f, "{by} asked for its files as they were in checkpoint {checkpoint}")
+            }
+        }
+    }
 }
 
 fn recovered(f: &mut fmt::Formatter<'_>, waiting: usize) -> fmt::Result {
@@ -410,5 +475,7 @@ fn stop_words(stop: StopReason) -> &'static str {
         StopReason::TurnTooLong => "turn too long",
         StopReason::BridgeUnreachable => "bridge unreachable",
         StopReason::ProtocolFault => "protocol fault",
+        StopReason::FilesFailed => "its files could not be brought",
+        StopReason::FilesRefused => "its files cannot be brought",
     }
 }

@@ -35,6 +35,9 @@ pub const PATH_BYTES_MAX: usize = 4_096;
 pub const NAME_BYTES_MAX: usize = 255;
 pub const ETAG_BYTES_MAX: usize = 256;
 
+/// Without a word of the files for this long, the sync is over.
+pub const FILES_SILENT_WITHIN: Duration = Duration::from_secs(6 * 60);
+
 /// Log lines kept with an exit, so that they are there when the logs are gone.
 pub const LOG_TAIL_BYTES_MAX: usize = 16 << 10;
 /// Journal rows kept per session; older ones go first.

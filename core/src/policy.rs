@@ -39,6 +39,7 @@ pub struct AgentPolicy {
     pub reattach_within: Duration,
     pub breaker: BreakerPolicy,
     pub memory: MemoryPolicy,
+    pub files: FilesPolicy,
     /// The agent's runtime has a heap limit that follows the memory limit.
     pub heap_follows: bool,
 }
@@ -57,8 +58,26 @@ impl Default for AgentPolicy {
             reattach_within: Duration::from_secs(60),
             breaker: BreakerPolicy::default(),
             memory: MemoryPolicy::default(),
+            files: FilesPolicy::default(),
             heap_follows: false,
         }
+    }
+}
+
+/// What is done for the files of an agent's sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FilesPolicy {
+    /// Something is declared that every session of the agent is to find.
+    pub has_inputs: bool,
+    /// Checkpoints are taken.
+    pub is_kept: bool,
+    /// How many checkpoints of a session are kept.
+    pub keep: u64,
+}
+
+impl Default for FilesPolicy {
+    fn default() -> Self {
+        Self { has_inputs: false, is_kept: false, keep: 10 }
     }
 }
 

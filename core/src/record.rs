@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::cause::Cause;
 use crate::diagnosis::Diagnosis;
 use crate::evidence::Evidence;
-use crate::id::{Generation, MessageId, SessionId, Subject};
+use crate::id::{Generation, MessageId, SessionId, Subject, TurnId};
+use crate::manifest::{FileKind, FilePath, ManifestDigest};
 use crate::session::phase::Phase;
 use crate::sizing::LearnedMemory;
 use crate::time::Wall;
@@ -38,6 +39,52 @@ pub struct SessionRecord {
     /// What it has learned of its memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<LearnedMemory>,
+    #[serde(default)]
+    pub files: FilesRecord,
+}
+
+/// Where a session's files stand. All zero: it never had any.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesRecord {
+    /// The number of the newest upload.
+    pub uploads: u64,
+    /// The number of the newest checkpoint.
+    pub checkpoints: u64,
+    /// The checkpoint that a workspace which is not whole is made from; 0: none, it begins empty.
+    pub restore: u64,
+    /// Uploads up to this one are in that checkpoint, or are not wanted after it.
+    pub floor: u64,
+    /// Raised by each restore that is asked for: a workspace of another lineage is not whole.
+    pub lineage: u64,
+}
+
+/// A file that was put into a session's workspace, or taken out of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadRecord {
+    pub session: SessionId,
+    /// From 1, without a gap.
+    pub number: u64,
+    pub path: FilePath,
+    /// `None`: deleted.
+    pub file: Option<FileKind>,
+    pub at: Wall,
+    pub by: Subject,
+}
+
+/// A workspace as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointRecord {
+    pub session: SessionId,
+    /// From 1, without a gap.
+    pub number: u64,
+    pub manifest: ManifestDigest,
+    /// The newest upload that is in it.
+    pub uploads: u64,
+    pub files: u64,
+    pub bytes: u64,
+    pub at: Wall,
+    pub generation: Generation,
+    pub turn: Option<TurnId>,
 }
 
 /// Why an instance is asked to end.
@@ -55,14 +102,22 @@ pub enum StopReason {
     BridgeUnreachable,
     /// The bridge broke the frames' order; a new instance is safer than a guess.
     ProtocolFault,
+    /// The workspace could not be made what it is to be, and that may pass.
+    FilesFailed,
+    /// It cannot be, and no message is left that waits for it.
+    FilesRefused,
 }
 
 impl StopReason {
     /// The cause, where this stop is a failure of the instance and not a wish of somebody.
     pub fn failure(self) -> Option<Cause> {
         match self {
-            StopReason::Idle | StopReason::OperatorStop | StopReason::OperatorRestart => None,
+            StopReason::Idle
+            | StopReason::OperatorStop
+            | StopReason::OperatorRestart
+            | StopReason::FilesRefused => None,
             StopReason::Resize => None,
+            StopReason::FilesFailed => Some(Cause::SyncFailed),
             StopReason::StartTimeout => Some(Cause::StartTimeout),
             StopReason::TurnStuck => Some(Cause::TurnStuck),
             StopReason::TurnTooLong => Some(Cause::TurnTooLong),

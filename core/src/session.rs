@@ -1,8 +1,8 @@
 //! One session: its phase, its queue, its one instance. See `phase` for the diagram.
 //!
 //! One file per verb: `start` (until the agent is ready) · `turn` (messages and replies) · `drain`
-//! (asked to stop) · `exit` (what a death means). This file holds the state, the phase × event
-//! table, and the deadlines.
+//! (asked to stop) · `files` (the gates before an agent and before a turn) · `exit` (what a death
+//! means). This file holds the state, the phase × event table, and the deadlines.
 //!
 //! Owner: `Supervisor`. Invariants, asserted after every event: an instance exists exactly in the
 //! phases that have one; a message is leased exactly while a turn runs; a turn runs only on a ready
@@ -13,6 +13,7 @@ pub mod phase;
 
 mod drain;
 mod exit;
+mod files;
 mod instance;
 mod start;
 mod turn;
@@ -28,7 +29,7 @@ use crate::id::{Generation, InstanceId, SessionId, Subject, TurnId};
 use crate::journal::{Because, Decision};
 use crate::policy::{AgentPolicy, NodePolicy};
 use crate::queue::Queue;
-use crate::record::{SessionRecord, StopReason, StoredSession};
+use crate::record::{FilesRecord, SessionRecord, StopReason, StoredSession};
 use crate::sizing::{self, LearnedMemory};
 use crate::time::{Monotonic, Now, Wall, millis};
 use crate::watchdog::ProgressLimits;
@@ -48,6 +49,7 @@ pub struct Session {
     wake_wanted: bool,
     start_took: Option<Duration>,
     memory: Option<LearnedMemory>,
+    files: FilesRecord,
     queue: Queue,
     /// When the head, after a failed attempt, may be tried again.
     retry: Option<Monotonic>,
@@ -93,6 +95,7 @@ impl Session {
             wake_wanted: false,
             start_took: None,
             memory: None,
+            files: FilesRecord::default(),
             queue: Queue::default(),
             retry: None,
             instance: None,
@@ -128,6 +131,7 @@ impl Session {
             wake_wanted: record.wake_wanted,
             start_took: record.start_took_ms.map(Duration::from_millis),
             memory: record.memory,
+            files: record.files,
             queue,
             retry,
             instance,
@@ -220,6 +224,10 @@ impl Session {
             Event::SessionRequested { request, session: _, what, by } => {
                 self.requested(request, what, by, ctx);
             }
+            Event::UploadSubmitted { request, upload } => self.upload(request, upload, ctx),
+            Event::RestoreRequested { request, session: _, checkpoint, by } => {
+                self.restore_requested(request, checkpoint, by, ctx);
+            }
             Event::InstanceStarted { instance: _ } => match self.phase {
                 // The bridge's own hello is what counts; this only says that it was executed.
                 Phase::Starting | Phase::Awake | Phase::Draining | Phase::Stopping => {}
@@ -246,6 +254,19 @@ impl Session {
             Event::TurnEnded { instance: _, turn, outcome } => self.turn_ended(turn, outcome, ctx),
             Event::HoldTaken { instance: _, name, for_ms } => {
                 self.hold_taken(&name, Duration::from_millis(for_ms), ctx);
+            }
+            Event::InputsListed { instance: _, look, outcome } => {
+                self.inputs_listed(look, outcome, ctx);
+            }
+            Event::FilesProgressed { instance: _, progress } => {
+                self.files_progressed(progress, ctx)
+            }
+            Event::FilesSynced { instance: _, version } => self.files_synced(version, ctx),
+            Event::FilesSyncFailed { instance: _, version, problem } => {
+                self.files_sync_failed(version, problem, ctx);
+            }
+            Event::CheckpointOffered { request, instance: _, offer } => {
+                self.checkpoint_offered(request, offer, ctx);
             }
             Event::InstanceExited { instance: _, evidence } => self.exited(evidence, ctx),
             Event::DeadlinePassed => self.deadline_passed(ctx),
@@ -274,7 +295,7 @@ impl Session {
         };
         match self.phase {
             Phase::Asleep => None,
-            Phase::Starting => Some(self.instance().started_at + policy.ready_within),
+            Phase::Starting => Some(self.start_due(policy)),
             Phase::Awake => {
                 let instance = self.instance();
                 let next = match &instance.turn {
@@ -283,8 +304,12 @@ impl Session {
                         Some(turn.clock.next_change(now, progress_limits(policy), held_until))
                     }
                     None if self.queue.is_empty() => instance.idle_at(now, policy),
-                    // A message waits for its pause, or for the bridge, which has its own limit.
-                    None => self.retry.filter(|_| instance.link.is_attached()),
+                    // A message waits for its files, for its pause, or for the bridge, which has
+                    // its own limit.
+                    None => instance
+                        .files
+                        .overdue_at()
+                        .or_else(|| self.retry.filter(|_| instance.link.is_attached())),
                 };
                 earliest(next, unreachable_at())
             }
@@ -361,6 +386,7 @@ impl Session {
             start_took_ms: self.start_took.map(millis),
             last_failure: self.last_failure,
             memory: self.memory,
+            files: self.files,
         }
     }
 

@@ -383,7 +383,10 @@ fn new_session_for(
         Event::MessageSubmitted { submission, .. } => Ok(submission.subject.clone()),
         Event::RedriveRequested { dead, .. } => Ok(dead.subject.clone()),
         Event::SessionRequested { what: SessionRequest::Stop, .. } => Err(ignored),
-        Event::SessionRequested { by, .. } | Event::DropRequested { by, .. } => Ok(by.clone()),
+        Event::SessionRequested { by, .. }
+        | Event::DropRequested { by, .. }
+        | Event::RestoreRequested { by, .. } => Ok(by.clone()),
+        Event::UploadSubmitted { upload, .. } => Ok(upload.subject.clone()),
         Event::InstanceStarted { .. }
         | Event::InstanceStartFailed { .. }
         | Event::BridgeAttached { .. }
@@ -392,6 +395,11 @@ fn new_session_for(
         | Event::TurnProgressed { .. }
         | Event::TurnEnded { .. }
         | Event::HoldTaken { .. }
+        | Event::InputsListed { .. }
+        | Event::FilesProgressed { .. }
+        | Event::FilesSynced { .. }
+        | Event::FilesSyncFailed { .. }
+        | Event::CheckpointOffered { .. }
         | Event::InstanceExited { .. }
         | Event::DeadlinePassed => unreachable!("an instance's event does not make a session"),
     }
@@ -402,7 +410,10 @@ fn request_of(event: &Event) -> Option<crate::id::RequestId> {
         Event::MessageSubmitted { request, .. }
         | Event::SessionRequested { request, .. }
         | Event::RedriveRequested { request, .. }
-        | Event::DropRequested { request, .. } => Some(*request),
+        | Event::DropRequested { request, .. }
+        | Event::UploadSubmitted { request, .. }
+        | Event::RestoreRequested { request, .. }
+        | Event::CheckpointOffered { request, .. } => Some(*request),
         Event::InstanceStarted { .. }
         | Event::InstanceStartFailed { .. }
         | Event::BridgeAttached { .. }
@@ -411,6 +422,10 @@ fn request_of(event: &Event) -> Option<crate::id::RequestId> {
         | Event::TurnProgressed { .. }
         | Event::TurnEnded { .. }
         | Event::HoldTaken { .. }
+        | Event::InputsListed { .. }
+        | Event::FilesProgressed { .. }
+        | Event::FilesSynced { .. }
+        | Event::FilesSyncFailed { .. }
         | Event::InstanceExited { .. }
         | Event::DeadlinePassed => None,
     }
@@ -428,7 +443,17 @@ fn stale(event: Event, effects: &mut Effects) {
             Some(Command::AcknowledgeTurn { instance, turn })
         }
         Event::InstanceExited { instance, .. } => release(instance),
-        Event::InstanceStarted { .. }
+        Event::CheckpointOffered { request, .. } => {
+            effects.answer(request, Answer::Refused(Refusal::PastLife));
+            None
+        }
+        Event::InputsListed { .. }
+        | Event::FilesProgressed { .. }
+        | Event::FilesSynced { .. }
+        | Event::FilesSyncFailed { .. }
+        | Event::UploadSubmitted { .. }
+        | Event::RestoreRequested { .. }
+        | Event::InstanceStarted { .. }
         | Event::InstanceStartFailed { .. }
         | Event::BridgeDetached { .. }
         | Event::InstanceReady { .. }

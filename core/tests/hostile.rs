@@ -12,12 +12,16 @@ use std::time::Duration;
 
 use dormouse_core::cause::Cause;
 use dormouse_core::command::{Command, Effects};
-use dormouse_core::event::{AgentState, Event, SessionRequest, Submission, TurnOutcome};
+use dormouse_core::event::{
+    AgentState, CheckpointOffer, Event, FilesProblem, FilesProgress, SessionRequest, Submission,
+    TurnOutcome, UploadSubmission,
+};
 use dormouse_core::evidence::{AskedBy, End, Evidence, OomVictim};
 use dormouse_core::id::{
     AgentName, BootId, Generation, InstanceId, MessageId, RequestId, SessionId, TurnId,
 };
-use dormouse_core::policy::{AgentPolicy, NodePolicy, RetrySafety};
+use dormouse_core::manifest::{FilesVersion, Manifest, ManifestDigest, Sha256Hash};
+use dormouse_core::policy::{AgentPolicy, FilesPolicy, NodePolicy, RetrySafety};
 use dormouse_core::record::{Idempotency, MessageState};
 use dormouse_core::session::phase::Phase;
 use dormouse_core::supervisor::Supervisor;
@@ -38,6 +42,14 @@ enum Step {
     Request {
         session: usize,
         what: SessionRequest,
+    },
+    Upload {
+        session: usize,
+        is_owner: bool,
+    },
+    Restore {
+        session: usize,
+        checkpoint: u64,
     },
     Redrive {
         pick: usize,
@@ -73,6 +85,11 @@ enum OfInstance {
     Progressed { turn: usize, offset: u64, text: &'static str },
     Ended { turn: usize, outcome: TurnOutcome },
     Held { name: &'static str, for_ms: u64 },
+    Listed { look: u64, outcome: Result<u8, bool> },
+    Synced { inputs: u8, uploads: u64 },
+    SyncFailed { inputs: u8, uploads: u64, retryable: bool },
+    FilesProgressed,
+    Offered { lineage: u64, uploads: u64 },
     Exited { evidence: Evidence },
 }
 
@@ -85,6 +102,10 @@ fn step() -> impl Strategy<Value = Step> {
             }),
         2 => (session.clone(), request())
             .prop_map(|(session, what)| Step::Request { session, what }),
+        1 => (session.clone(), prop::bool::weighted(0.9))
+            .prop_map(|(session, is_owner)| Step::Upload { session, is_owner }),
+        1 => (session.clone(), 0u64..3)
+            .prop_map(|(session, checkpoint)| Step::Restore { session, checkpoint }),
         1 => (0usize..40).prop_map(|pick| Step::Redrive { pick }),
         1 => (0usize..40).prop_map(|pick| Step::Drop { pick }),
         16 => (session, prop_oneof![8 => Just(0), 1 => -2i64..3], of_instance()).prop_map(
@@ -122,6 +143,14 @@ fn of_instance() -> impl Strategy<Value = OfInstance> {
         2 => (prop::sample::select(vec!["a", "b", ""]), prop_oneof![0u64..200_000, Just(u64::MAX)])
             .prop_map(|(name, for_ms)| OfInstance::Held { name, for_ms }),
         3 => evidence().prop_map(|evidence| OfInstance::Exited { evidence }),
+        4 => (1u64..5, prop_oneof![4 => (0u8..2).prop_map(Ok), 1 => any::<bool>().prop_map(Err)])
+            .prop_map(|(look, outcome)| OfInstance::Listed { look, outcome }),
+        4 => (0u8..2, 0u64..3).prop_map(|(inputs, uploads)| OfInstance::Synced { inputs, uploads }),
+        2 => (0u8..2, 0u64..3, any::<bool>()).prop_map(
+            |(inputs, uploads, retryable)| OfInstance::SyncFailed { inputs, uploads, retryable }),
+        1 => Just(OfInstance::FilesProgressed),
+        2 => (0u64..2, 0u64..3).prop_map(
+            |(lineage, uploads)| OfInstance::Offered { lineage, uploads }),
     ]
 }
 
@@ -173,10 +202,12 @@ struct World {
     next_id: u64,
     /// The bridges that were admitted and are still connected.
     links: BTreeMap<InstanceId, BootId>,
+    /// The newest look at its inputs that was ordered.
+    looks: BTreeMap<InstanceId, u64>,
 }
 
 impl World {
-    fn new(retry: RetrySafety, starts_at_once: usize) -> Self {
+    fn new(retry: RetrySafety, starts_at_once: usize, files: FilesPolicy) -> Self {
         let policy = AgentPolicy {
             stop_after: Duration::from_secs(100),
             ready_within: Duration::from_secs(60),
@@ -185,6 +216,7 @@ impl World {
             drain_within: Duration::from_secs(70),
             reattach_within: Duration::from_secs(30),
             retry,
+            files,
             ..AgentPolicy::default()
         };
         let agents = BTreeMap::from([("a".parse().unwrap(), policy)]);
@@ -198,7 +230,12 @@ impl World {
             wall: Wall(1_500_000_000_000),
             next_id: 0,
             links: BTreeMap::new(),
+            looks: BTreeMap::new(),
         }
+    }
+
+    fn has_inputs(&self) -> bool {
+        self.agents.values().any(|policy| policy.files.has_inputs)
     }
 
     fn now(&self) -> Now {
@@ -254,7 +291,14 @@ impl World {
                 Command::DeliverTurn { instance, turn } => {
                     assert!(self.links.contains_key(instance), "{turn} to nobody at {instance}");
                 }
+                Command::LaunchAgent { instance } => {
+                    assert!(self.links.contains_key(instance), "nobody launches {instance}");
+                }
+                Command::ListInputs { instance, look } => {
+                    self.looks.insert(instance.clone(), *look);
+                }
                 Command::StartInstance { .. }
+                | Command::SyncFiles { .. }
                 | Command::RefuseBridge { .. }
                 | Command::AcknowledgeTurn { .. }
                 | Command::StopInstance { .. }
@@ -309,10 +353,28 @@ impl World {
                 let by = "ops".parse().unwrap();
                 self.handle(&Event::SessionRequested { request, session: id(session), what, by });
             }
+            Step::Upload { session, is_owner } => {
+                let upload = UploadSubmission {
+                    session: id(session),
+                    subject: if is_owner { "tom" } else { "eve" }.parse().unwrap(),
+                    is_operator: false,
+                    path: "a.csv".parse().unwrap(),
+                    file: None,
+                };
+                let request = RequestId(self.fresh());
+                self.handle(&Event::UploadSubmitted { request, upload });
+            }
+            Step::Restore { session, checkpoint } => {
+                let request = RequestId(self.fresh());
+                let (session, by) = (id(session), "ops".parse().unwrap());
+                self.handle(&Event::RestoreRequested { request, session, checkpoint, by });
+            }
             Step::Redrive { pick } => self.redrive(pick),
             Step::Drop { pick } => self.drop_some(pick),
             Step::OfInstance { session, beside, what } => {
                 let event = self.of_instance(session, beside, what);
+                // A request of its own, so that answers are told apart.
+                self.fresh();
                 self.handle(&event);
             }
             Step::Wait { millis } => self.pass(millis),
@@ -410,6 +472,33 @@ impl World {
             OfInstance::Held { name, for_ms } => {
                 Event::HoldTaken { instance, name: name.to_owned(), for_ms }
             }
+            OfInstance::Listed { look, outcome } => {
+                let outcome = outcome.map(inputs).map_err(problem);
+                Event::InputsListed { instance, look, outcome }
+            }
+            OfInstance::Synced { inputs: which, uploads } => {
+                let version = FilesVersion { inputs: inputs(which), uploads };
+                Event::FilesSynced { instance, version }
+            }
+            OfInstance::SyncFailed { inputs: which, uploads, retryable } => {
+                let version = FilesVersion { inputs: inputs(which), uploads };
+                Event::FilesSyncFailed { instance, version, problem: problem(retryable) }
+            }
+            OfInstance::FilesProgressed => Event::FilesProgressed {
+                instance,
+                progress: FilesProgress { done_files: 0, files: 1, done_bytes: 0, bytes: 1 },
+            },
+            OfInstance::Offered { lineage, uploads } => {
+                let offer = CheckpointOffer {
+                    lineage,
+                    uploads,
+                    manifest: inputs(0),
+                    files: 0,
+                    bytes: 0,
+                    turn: None,
+                };
+                Event::CheckpointOffered { request: RequestId(self.next_id), instance, offer }
+            }
             OfInstance::Exited { evidence } => Event::InstanceExited { instance, evidence },
         }
     }
@@ -442,7 +531,18 @@ impl World {
                 let text = "healed".to_owned();
                 let outcome = TurnOutcome::Answered { text, exit_code: None };
                 let attach = |boot| OfInstance::Attached { boot, agent, holds_turn: true };
-                vec![attach(1), attach(2), OfInstance::Ended { turn: 0, outcome }]
+                let look = self.looks.get(&self.instance(session, 0)).copied().unwrap_or(0);
+                let which = u8::from(self.has_inputs());
+                let stored = self.store.sessions.get(&id(session));
+                let uploads = stored.map_or(0, |record| record.files.uploads);
+                vec![
+                    attach(1),
+                    attach(2),
+                    OfInstance::Listed { look, outcome: Ok(which) },
+                    OfInstance::Synced { inputs: which, uploads },
+                    OfInstance::Listed { look: look + 1, outcome: Ok(which) },
+                    OfInstance::Ended { turn: 0, outcome },
+                ]
             }
             Some(Phase::Stopping) => {
                 let evidence = Evidence::bare(End::Signaled { signal: 9 });
@@ -457,6 +557,19 @@ impl World {
     }
 }
 
+/// Empty ones, which are those of an agent that declares none, or others.
+fn inputs(which: u8) -> ManifestDigest {
+    match which {
+        0 => Manifest::default().digest(),
+        _other => ManifestDigest(Sha256Hash::of(&[which])),
+    }
+}
+
+fn problem(retryable: bool) -> FilesProblem {
+    let cause = if retryable { Cause::SyncFailed } else { Cause::InputMissing };
+    FilesProblem { cause, message: "no such file".to_owned(), retryable }
+}
+
 fn id(session: usize) -> SessionId {
     format!("a/{session}").parse().unwrap()
 }
@@ -469,9 +582,12 @@ proptest! {
         steps in prop::collection::vec(step(), 1..120),
         asks in prop::bool::weighted(0.2),
         starts_at_once in 1usize..4,
+        has_inputs in any::<bool>(),
+        is_kept in any::<bool>(),
     ) {
         let retry = if asks { RetrySafety::Ask } else { RetrySafety::Safe };
-        let mut world = World::new(retry, starts_at_once);
+        let files = FilesPolicy { has_inputs, is_kept, keep: 2 };
+        let mut world = World::new(retry, starts_at_once, files);
         for step in steps {
             world.play(step);
         }

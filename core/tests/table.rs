@@ -12,12 +12,14 @@ use std::collections::BTreeMap;
 use dormouse_core::cause::Cause;
 use dormouse_core::command::{Answer, Command, Effects, RequestOutcome, Write};
 use dormouse_core::event::{
-    AgentState, DeadLetter, Event, SessionRequest, Submission, TurnOutcome,
+    AgentState, CheckpointOffer, DeadLetter, Event, FilesProblem, FilesProgress, SessionRequest,
+    Submission, TurnOutcome, UploadSubmission,
 };
 use dormouse_core::evidence::{End, Evidence};
 use dormouse_core::id::{BootId, Generation, InstanceId, MessageId, RequestId, SessionId, TurnId};
 use dormouse_core::journal::Decision;
-use dormouse_core::policy::{AgentPolicy, NodePolicy};
+use dormouse_core::manifest::{FilesVersion, Manifest};
+use dormouse_core::policy::{AgentPolicy, FilesPolicy, NodePolicy};
 use dormouse_core::queue::Queue;
 use dormouse_core::record::{SessionRecord, StoredSession};
 use dormouse_core::session::phase::Phase;
@@ -45,6 +47,7 @@ fn situations(phase: Phase) -> Vec<Situation> {
     };
     let idle = [submitted(), attached(AgentState::NotLaunched), ready(), answered()];
     let turn = [submitted(), attached(AgentState::NotLaunched), ready()];
+    let looks = [submitted(), attached(AgentState::NotLaunched)];
     match phase {
         Phase::Asleep => {
             let stop = [request(SessionRequest::Stop), exited()];
@@ -53,11 +56,14 @@ fn situations(phase: Phase) -> Vec<Situation> {
         Phase::Starting => vec![
             situation("starting", &[&[submitted()]]),
             situation("starting, bridge", &[&[submitted(), attached(AgentState::NotLaunched)]]),
+            situation("starting, looks at files", &[&looks]),
+            situation("starting, syncs files", &[&looks, &[listed()]]),
         ],
         Phase::Awake => vec![
             situation("awake, idle", &[&idle]),
             situation("awake, turn", &[&turn]),
             situation("awake, pause", &[&turn, &[failed(true)]]),
+            situation("awake, looks at files", &[&looks, &[listed(), synced(), ready()]]),
             situation("awake, turn, no bridge", &[&turn, &[detached()]]),
         ],
         Phase::Draining => {
@@ -137,10 +143,60 @@ fn next_event(event: &Event) -> Option<Event> {
         Event::TurnEnded { outcome: TurnOutcome::Failed { .. }, .. } => {
             Event::HoldTaken { instance: instance(), name: "tool".to_owned(), for_ms: 60_000 }
         }
-        Event::HoldTaken { .. } => exited(),
+        Event::HoldTaken { .. } => listed(),
+        Event::InputsListed { .. }
+        | Event::FilesProgressed { .. }
+        | Event::FilesSynced { .. }
+        | Event::FilesSyncFailed { .. }
+        | Event::CheckpointOffered { .. }
+        | Event::UploadSubmitted { .. } => next_event_of_files(event),
+        Event::RestoreRequested { .. } => exited(),
         Event::InstanceExited { .. } => Event::DeadlinePassed,
         Event::DeadlinePassed => return None,
     })
+}
+
+fn next_event_of_files(event: &Event) -> Event {
+    match event {
+        Event::InputsListed { .. } => Event::FilesProgressed {
+            instance: instance(),
+            progress: FilesProgress { done_files: 1, files: 2, done_bytes: 3, bytes: 6 },
+        },
+        Event::FilesProgressed { .. } => synced(),
+        Event::FilesSynced { .. } => sync_failed(true),
+        Event::FilesSyncFailed { problem: FilesProblem { retryable: true, .. }, .. } => {
+            sync_failed(false)
+        }
+        Event::FilesSyncFailed { .. } => Event::CheckpointOffered {
+            request: RequestId(9),
+            instance: instance(),
+            offer: CheckpointOffer {
+                lineage: 0,
+                uploads: 0,
+                manifest: version().inputs,
+                files: 1,
+                bytes: 3,
+                turn: None,
+            },
+        },
+        Event::CheckpointOffered { .. } => Event::UploadSubmitted {
+            request: RequestId(9),
+            upload: UploadSubmission {
+                session: session(),
+                subject: "tom".parse().unwrap(),
+                is_operator: false,
+                path: "a.csv".parse().unwrap(),
+                file: None,
+            },
+        },
+        Event::UploadSubmitted { .. } => Event::RestoreRequested {
+            request: RequestId(9),
+            session: session(),
+            checkpoint: 1,
+            by: "ops".parse().unwrap(),
+        },
+        _other => unreachable!("{event:?} is not of files"),
+    }
 }
 
 fn name_of(event: &Event) -> String {
@@ -161,6 +217,16 @@ fn name_of(event: &Event) -> String {
             },
             Event::BridgeDetached { .. } => "bridge detached",
             Event::InstanceReady { .. } => "instance ready",
+            Event::InputsListed { .. } => "inputs listed",
+            Event::FilesProgressed { .. } => "files progressed",
+            Event::FilesSynced { .. } => "files synced",
+            Event::FilesSyncFailed { problem: FilesProblem { retryable: true, .. }, .. } => {
+                "sync failed, may pass"
+            }
+            Event::FilesSyncFailed { .. } => "sync failed",
+            Event::CheckpointOffered { .. } => "checkpoint offered",
+            Event::UploadSubmitted { .. } => "upload submitted",
+            Event::RestoreRequested { .. } => "restore requested",
             Event::TurnProgressed { .. } => "turn progressed",
             Event::TurnEnded { outcome: TurnOutcome::Answered { .. }, .. } => "turn answered",
             Event::TurnEnded {
@@ -237,6 +303,24 @@ fn failed_of(cause: Cause, retryable: bool) -> Event {
     Event::TurnEnded { instance: instance(), turn: TURN, outcome }
 }
 
+fn version() -> FilesVersion {
+    FilesVersion { inputs: Manifest::default().digest(), uploads: 0 }
+}
+
+fn listed() -> Event {
+    Event::InputsListed { instance: instance(), look: 1, outcome: Ok(version().inputs) }
+}
+
+fn synced() -> Event {
+    Event::FilesSynced { instance: instance(), version: version() }
+}
+
+fn sync_failed(retryable: bool) -> Event {
+    let message = "data/a.csv: access refused".to_owned();
+    let problem = FilesProblem { cause: Cause::SyncFailed, message, retryable };
+    Event::FilesSyncFailed { instance: instance(), version: version(), problem }
+}
+
 fn exited() -> Event {
     let evidence = Evidence::bare(End::Exited { code: 1 });
     Event::InstanceExited { instance: instance(), evidence }
@@ -250,7 +334,9 @@ struct World {
 
 impl World {
     fn after(situation: &Situation) -> Self {
-        let mut policy = AgentPolicy::default();
+        let has_files = situation.title.ends_with("files");
+        let files = FilesPolicy { has_inputs: has_files, is_kept: has_files, keep: 2 };
+        let mut policy = AgentPolicy { files, ..AgentPolicy::default() };
         policy.memory.first_bytes = Some(256 << 20);
         let agents = BTreeMap::from([("a".parse().unwrap(), policy)]);
         let starts_at_once = situation.starts_at_once;
@@ -287,6 +373,11 @@ impl World {
             | Event::TurnProgressed { instance, .. }
             | Event::TurnEnded { instance, .. }
             | Event::HoldTaken { instance, .. }
+            | Event::InputsListed { instance, .. }
+            | Event::FilesProgressed { instance, .. }
+            | Event::FilesSynced { instance, .. }
+            | Event::FilesSyncFailed { instance, .. }
+            | Event::CheckpointOffered { instance, .. }
             | Event::InstanceExited { instance, .. } => {
                 instance.generation.0 = self.generation().0.saturating_add_signed(beside);
             }
@@ -297,13 +388,16 @@ impl World {
             | Event::SessionRequested { .. }
             | Event::RedriveRequested { .. }
             | Event::DropRequested { .. }
+            | Event::UploadSubmitted { .. }
+            | Event::RestoreRequested { .. }
             | Event::DeadlinePassed => {}
         }
         event
     }
 
     fn play(&mut self, event: &Event) -> Effects {
-        let is_asked = event.instance().is_none() && *event != Event::DeadlinePassed;
+        let is_offer = matches!(event, Event::CheckpointOffered { .. });
+        let is_asked = is_offer || event.instance().is_none() && *event != Event::DeadlinePassed;
         let now = Now { monotonic: self.now, wall: Wall(1_500_000_000_000 + self.now.0) };
         if let (Some(id), Some(record)) = (event.session(), &self.record)
             && !self.supervisor.is_loaded(id)
@@ -370,6 +464,8 @@ fn answer_word(answer: &Answer) -> &'static str {
         Answer::Requested(RequestOutcome::Ignored(_)) => "ignored",
         Answer::Requested(RequestOutcome::Denied(_)) => "denied",
         Answer::Duplicate { .. } => "duplicate",
+        Answer::Uploaded { .. } => "uploaded",
+        Answer::CheckpointMade { .. } => "checkpoint",
         Answer::Refused(_) => "refused",
     }
 }
@@ -380,6 +476,9 @@ fn command_word(command: &Command) -> &'static str {
         Command::AdmitBridge { launch: true, .. } => "admit+launch",
         Command::AdmitBridge { launch: false, .. } => "admit",
         Command::RefuseBridge { .. } => "refuse",
+        Command::ListInputs { .. } => "list",
+        Command::SyncFiles { .. } => "sync",
+        Command::LaunchAgent { .. } => "launch",
         Command::DeliverTurn { .. } => "deliver",
         Command::AcknowledgeTurn { .. } => "acknowledge",
         Command::StopInstance { .. } => "stop",

@@ -134,6 +134,12 @@ impl Live {
             News::Waking { estimate } => {
                 self.say(StatusState::Waking { estimate_ms: estimate.map(millis) });
             }
+            News::Syncing { progress } => self.say(StatusState::Syncing {
+                done_files: progress.done_files,
+                files: progress.files,
+                done_bytes: progress.done_bytes,
+                bytes: progress.bytes,
+            }),
             News::Delivered { attempt } => {
                 self.begin(attempt);
                 self.say(StatusState::Delivered { attempt });

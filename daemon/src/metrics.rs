@@ -85,6 +85,8 @@ pub(crate) struct Metrics {
     trips: Family<AgentLabel, Counter>,
     dead_letters: Family<DeadLabel, Counter>,
     memory_raised: Family<AgentLabel, Counter>,
+    uploads: Counter,
+    checkpoints: Counter,
     notifications: Family<NotificationLabel, Counter>,
     retries: Family<CauseLabel, Counter>,
     stale: Counter,
@@ -113,6 +115,8 @@ impl Metrics {
             trips: Family::default(),
             dead_letters: Family::default(),
             memory_raised: Family::default(),
+            uploads: Counter::default(),
+            checkpoints: Counter::default(),
             notifications: Family::default(),
             retries: Family::default(),
             stale: Counter::default(),
@@ -183,6 +187,8 @@ impl Metrics {
             "Memory limits raised after a proved want of memory",
             self.memory_raised.clone(),
         );
+        r.register("uploads", "Files put into sessions or deleted", self.uploads.clone());
+        r.register("checkpoints", "Checkpoints taken", self.checkpoints.clone());
         r.register("notifications", "What [notify] was to tell", self.notifications.clone());
         self
     }
@@ -198,6 +204,8 @@ impl Metrics {
                     let label = CauseLabel { cause: refusal_code(refusal) };
                     self.refused.get_or_create(&label).inc();
                 }
+                Answer::Uploaded { .. } => drop(self.uploads.inc()),
+                Answer::CheckpointMade { .. } => drop(self.checkpoints.inc()),
                 Answer::Requested(_) => {}
             }
         }
@@ -207,7 +215,10 @@ impl Metrics {
                     self.starts.get_or_create(&agent_label(&instance.session)).inc();
                 }
                 Command::DeliverTurn { .. } => drop(self.deliveries.inc()),
-                Command::AdmitBridge { .. }
+                Command::ListInputs { .. }
+                | Command::SyncFiles { .. }
+                | Command::LaunchAgent { .. }
+                | Command::AdmitBridge { .. }
                 | Command::RefuseBridge { .. }
                 | Command::AcknowledgeTurn { .. }
                 | Command::StopInstance { .. }
@@ -226,6 +237,7 @@ impl Metrics {
                 News::Queued { .. }
                 | News::Waking { .. }
                 | News::InLine { .. }
+                | News::Syncing { .. }
                 | News::Delivered { .. }
                 | News::Delta { .. }
                 | News::Slow { .. }
@@ -326,6 +338,9 @@ pub(crate) fn refusal_code(refusal: &Refusal) -> &'static str {
         Refusal::NotYourSession => "not_your_session",
         Refusal::IdempotencyConflict { .. } => "idempotency_conflict",
         Refusal::QueueFull { .. } => "queue_full",
+        Refusal::PastLife => "past_life",
+        Refusal::OtherLineage => "other_lineage",
+        Refusal::NotWhole => "not_whole",
     }
 }
 

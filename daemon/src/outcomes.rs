@@ -77,6 +77,8 @@ impl Outcomes {
             | Write::AnswerMessage { .. }
             | Write::BuryMessage { .. }
             | Write::CancelMessage { .. }
+            | Write::InsertUpload(_)
+            | Write::InsertCheckpoint { .. }
             | Write::MarkRedriven { .. }
             | Write::DropDeadLetter { .. } => {}
         }

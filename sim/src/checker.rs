@@ -180,7 +180,8 @@ impl Checker {
             | (
                 Asked::Session | Asked::Drop { .. },
                 Answer::Accepted { .. } | Answer::Duplicate { .. },
-            ) => false,
+            )
+            | (_, Answer::Uploaded { .. } | Answer::CheckpointMade { .. }) => false,
         };
         Invariant::HonestAnswer.check(is_honest, || format!("{asked:?} was answered {answer:?}"))
     }
@@ -205,6 +206,7 @@ impl Checker {
                     .zip(new.idempotency.as_ref())
                     .is_some_and(|(prior, now)| prior.key == now.key && prior.digest != now.digest)
             }
+            Refusal::PastLife | Refusal::OtherLineage | Refusal::NotWhole => false,
             Refusal::QueueFull { messages, bytes } => {
                 let bytes = bytes + new.text.len() as u64;
                 *messages >= self.node.queue_messages_max || bytes > self.node.queue_bytes_max
@@ -241,6 +243,7 @@ impl Checker {
             News::Queued { .. }
             | News::Waking { .. }
             | News::InLine { .. }
+            | News::Syncing { .. }
             | News::Delivered { .. }
             | News::Slow { .. }
             | News::Retrying { .. }

@@ -256,6 +256,11 @@ impl World {
                     self.send_down(id, Down::Refused);
                 }
             }
+            Command::ListInputs { instance, .. }
+            | Command::SyncFiles { instance, .. }
+            | Command::LaunchAgent { instance } => {
+                unreachable!("{instance}: no agent of this world has files")
+            }
             Command::DeliverTurn { instance, turn } => {
                 let row = self.durable.messages.get(&turn.message);
                 let text = row.map(|row| row.record.text.clone()).unwrap_or_default();

@@ -102,6 +102,7 @@ impl Tables {
                 self.row(*message, &[MessageState::Dead])?.is_off_the_list = true;
                 Ok(())
             }
+            Write::InsertUpload(_) | Write::InsertCheckpoint { .. } => Ok(()),
             Write::InsertExit(exit) => self.insert_exit(exit),
             Write::InsertDecision(decision) => {
                 let (from, to) = (decision.from, decision.to);

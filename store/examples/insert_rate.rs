@@ -135,6 +135,7 @@ fn put_sessions(store: &mut Store) -> Outcome {
             start_took_ms: None,
             last_failure: None,
             memory: None,
+            files: Default::default(),
         }))?;
     }
     Ok(batch.commit()?)

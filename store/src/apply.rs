@@ -10,7 +10,7 @@ use dormouse_core::command::Write;
 use dormouse_core::id::{Generation, MessageId, Subject, TurnId};
 use dormouse_core::journal::Decision;
 use dormouse_core::limits::JOURNAL_ROWS_PER_SESSION;
-use dormouse_core::record::{ExitRecord, MessageRecord, MessageState, SessionRecord};
+use dormouse_core::record::{ExitRecord, FilesRecord, MessageRecord, MessageState, SessionRecord};
 use dormouse_core::time::Wall;
 use rusqlite::{Params, params};
 
@@ -54,6 +54,8 @@ impl Batch<'_> {
             Write::CancelMessage { message, at, by } => batch.cancel(*message, *at, by),
             Write::MarkRedriven { message, new_id } => batch.mark_redriven(*message, *new_id),
             Write::DropDeadLetter { message, at, by } => batch.drop_letter(*message, *at, by),
+            Write::InsertUpload(record) => batch.insert_upload(record),
+            Write::InsertCheckpoint { record, keep } => batch.insert_checkpoint(record, *keep),
             Write::InsertExit(record) => batch.insert_exit(record),
             Write::InsertDecision(decision) => batch.insert_decision(decision),
         })
@@ -63,19 +65,24 @@ impl Batch<'_> {
         // Whom it belongs to and its beginning stay; the generation is a fence and only rises.
         const SQL: &str = "\
             INSERT INTO session (id, agent, subject, created_at_ms, phase, generation, failures, \
-              backoff_until_ms, stop, wake_wanted, start_took_ms, last_failure, memory) \
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) \
+              backoff_until_ms, stop, wake_wanted, start_took_ms, last_failure, memory, \
+              files) \
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) \
             ON CONFLICT (id) DO UPDATE SET phase = excluded.phase, \
               generation = excluded.generation, failures = excluded.failures, \
               backoff_until_ms = excluded.backoff_until_ms, stop = excluded.stop, \
               wake_wanted = excluded.wake_wanted, start_took_ms = excluded.start_took_ms, \
-              last_failure = excluded.last_failure, memory = excluded.memory \
+              last_failure = excluded.last_failure, memory = excluded.memory, \
+              files = excluded.files \
             WHERE subject = excluded.subject AND created_at_ms = excluded.created_at_ms \
               AND generation <= excluded.generation";
         let phase = record.phase.to_string();
         let memory = record.memory.map(|memory| serde_json::to_string(&memory)).transpose();
         let memory =
             memory.map_err(|error| not_encoded("PutSession", record.id.as_str(), &error))?;
+        let has_files = record.files != FilesRecord::default();
+        let files = has_files.then(|| serde_json::to_string(&record.files)).transpose();
+        let files = files.map_err(|error| not_encoded("PutSession", record.id.as_str(), &error))?;
         let row = params![
             record.id.as_str(),
             record.id.agent(),
@@ -90,6 +97,7 @@ impl Batch<'_> {
             record.start_took_ms.map(integer),
             record.last_failure.map(|cause| cause.code()),
             memory,
+            files,
         ];
         self.change_one("PutSession", record.id.as_str(), SQL, row)
     }

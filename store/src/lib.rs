@@ -3,7 +3,7 @@
 //! Read in this order: `writer` (the one writer and its batches) → `apply` (what each write is in
 //! SQL) → `recover` (what the engine reads back) → `reader` (pages for people) → the migrations
 //! (the tables, each with its words) → `connection`, `lock`, `log_check`, `rows`, `error`,
-//! `idempotency`, `integrity`, `keys`.
+//! `files`, `idempotency`, `integrity`, `keys`.
 //!
 //! Owner: the engine's thread owns the one `Store`; anybody may open a `Reader`.
 //! Invariants: accepted is durable (FAULTS I1); terminal states absorb (I2); after an error that
@@ -12,6 +12,7 @@
 mod apply;
 mod connection;
 mod error;
+mod files;
 mod idempotency;
 mod integrity;
 mod keys;
@@ -28,6 +29,7 @@ mod writer;
 
 pub use apply::EXITS_PER_SESSION;
 pub use error::{ApplyError, CommitError, OpenError, ReadError};
+pub use files::{FilesView, ReferencedBlobs};
 pub use idempotency::{PruneError, Pruned};
 pub use keys::KeyRecord;
 pub use reader::Reader;

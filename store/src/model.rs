@@ -14,9 +14,10 @@ use dormouse_core::evidence::{End, Evidence};
 use dormouse_core::id::{Generation, MessageId, SessionId, Subject, TurnId};
 use dormouse_core::journal::{Because, Decision};
 use dormouse_core::limits::IDEMPOTENCY_WINDOW;
+use dormouse_core::manifest::{ContentId, FileKind, ManifestDigest, Sha256Hash};
 use dormouse_core::record::{
-    Circumstances, Delivery, ExitRecord, Idempotency, MessageRecord, MessageState, SessionRecord,
-    StoredSession,
+    CheckpointRecord, Circumstances, Delivery, ExitRecord, FilesRecord, Idempotency, MessageRecord,
+    MessageState, SessionRecord, StoredSession, UploadRecord,
 };
 use dormouse_core::session::phase::Phase;
 use dormouse_core::sizing::LearnedMemory;
@@ -25,7 +26,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::{
-    ApplyError, Counts, MessageFilter, MessageView, Reader, SessionFilter, SessionView, Store,
+    ApplyError, Counts, FilesView, MessageFilter, MessageView, Reader, ReferencedBlobs,
+    SessionFilter, SessionView, Store,
 };
 
 #[derive(Debug, Clone, PartialEq)]
@@ -55,6 +57,8 @@ struct Model {
     messages: Vec<ModelMessage>,
     exits: Vec<ExitRecord>,
     journal: Vec<Decision>,
+    uploads: Vec<UploadRecord>,
+    checkpoints: Vec<CheckpointRecord>,
     /// It does not run backwards here: what was forgotten is not remembered again.
     now: Wall,
 }
@@ -64,6 +68,10 @@ impl Model {
     fn apply(&mut self, write: &Write) -> Result<(), ()> {
         match write {
             Write::PutSession(record) => return self.put_session(record),
+            Write::InsertUpload(record) => return self.insert_upload(record),
+            Write::InsertCheckpoint { record, keep } => {
+                return self.insert_checkpoint(record, *keep);
+            }
             Write::InsertMessage(record) => return self.insert(record),
             Write::LeaseDelivery { turn, generation, at } => {
                 let message = self.in_state(turn.message, MessageState::Pending)?;
@@ -122,6 +130,31 @@ impl Model {
             Write::InsertExit(exit) => return self.insert_exit(exit),
             Write::InsertDecision(decision) => self.journal.push(decision.clone()),
         }
+        Ok(())
+    }
+
+    fn insert_upload(&mut self, record: &UploadRecord) -> Result<(), ()> {
+        let is_it = |known: &UploadRecord| {
+            (&known.session, known.number) == (&record.session, record.number)
+        };
+        if self.uploads.iter().any(is_it) {
+            return Err(());
+        }
+        self.uploads.push(record.clone());
+        Ok(())
+    }
+
+    fn insert_checkpoint(&mut self, record: &CheckpointRecord, keep: u64) -> Result<(), ()> {
+        let session = &record.session;
+        let is_it =
+            |known: &CheckpointRecord| (&known.session, known.number) == (session, record.number);
+        if self.checkpoints.iter().any(is_it) {
+            return Err(());
+        }
+        self.checkpoints.push(record.clone());
+        self.uploads.retain(|known| known.session != *session || known.number > record.uploads);
+        self.checkpoints
+            .retain(|known| known.session != *session || known.number + keep > record.number);
         Ok(())
     }
 
@@ -323,7 +356,7 @@ fn drafts() -> impl Strategy<Value = Vec<Draft>> {
     let which = [any::<Index>(), any::<Index>(), any::<Index>(), any::<Index>()];
     // Inserting, leasing and answering most.
     let kind = prop_oneof![
-        4 => Just(1u8), 3 => Just(2u8), 1 => Just(3u8), 3 => Just(4u8), 8 => 0..11u8
+        4 => Just(1u8), 3 => Just(2u8), 1 => Just(3u8), 3 => Just(4u8), 8 => 0..13u8
     ];
     let draft = (kind, which, 0..40u64, 0..4u32, prop::bool::weighted(0.97));
     let draft = draft.prop_map(|(kind, which, at, small, is_sane)| Draft {
@@ -384,6 +417,8 @@ fn write_of(draft: &Draft, model: &Model) -> Write {
             0 => put(draft, session, model),
             9 => exit_of(draft, session, model),
             10 => decision_of(draft, session),
+            11 => upload_of(draft, session, model),
+            12 => checkpoint_of(draft, session, model),
             _other => insert(None),
         };
     };
@@ -439,6 +474,12 @@ fn put(draft: &Draft, id: SessionId, model: &Model) -> Write {
             since: Wall(draft.at),
             peak_survived_bytes: 0,
         }),
+        files: FilesRecord {
+            uploads: draft.at,
+            restore: u64::from(draft.small),
+            floor: u64::from(draft.small / 2),
+            ..FilesRecord::default()
+        },
         id,
     })
 }
@@ -459,6 +500,41 @@ fn exit_of(draft: &Draft, session: SessionId, model: &Model) -> Write {
         circumstances: Circumstances::default(),
         evidence,
     })
+}
+
+fn upload_of(draft: &Draft, session: SessionId, model: &Model) -> Write {
+    let of_session = model.uploads.iter().filter(|upload| upload.session == session);
+    let newest = of_session.map(|upload| upload.number).max().unwrap_or(0);
+    let content = ContentId::Sha256(Sha256Hash::of(&draft.at.to_be_bytes()));
+    Write::InsertUpload(UploadRecord {
+        session,
+        number: if draft.is_sane { newest + 1 } else { newest.max(1) },
+        path: "data/a.csv".parse().unwrap(),
+        file: (draft.small > 0).then_some(FileKind::File {
+            bytes: draft.at,
+            content,
+            is_executable: false,
+        }),
+        at: Wall(draft.at),
+        by: "ann".parse().unwrap(),
+    })
+}
+
+fn checkpoint_of(draft: &Draft, session: SessionId, model: &Model) -> Write {
+    let of_session = model.checkpoints.iter().filter(|checkpoint| checkpoint.session == session);
+    let newest = of_session.map(|checkpoint| checkpoint.number).max().unwrap_or(0);
+    let record = CheckpointRecord {
+        session,
+        number: if draft.is_sane { newest + 1 } else { newest.max(1) },
+        manifest: ManifestDigest(Sha256Hash::of(&draft.at.to_be_bytes())),
+        uploads: u64::from(draft.small),
+        files: 3,
+        bytes: draft.at,
+        at: Wall(draft.at),
+        generation: Generation(draft.at),
+        turn: (draft.small == 1).then_some(TurnId { message: MessageId(7), attempt: 1 }),
+    };
+    Write::InsertCheckpoint { record, keep: 2 }
 }
 
 fn decision_of(draft: &Draft, session: SessionId) -> Write {
@@ -485,7 +561,32 @@ fn compare(model: &Model, store: &mut Store, reader: &Reader) -> Result<(), Test
         let text = reader.message_text(id).unwrap();
         prop_assert_eq!(text.as_ref(), Some(&message.record.text));
     }
+    compare_files(model, reader)?;
     compare_lists(model, reader)
+}
+
+fn compare_files(model: &Model, reader: &Reader) -> Result<(), TestCaseError> {
+    for record in &model.sessions {
+        let is_waiting = |upload: &&UploadRecord| {
+            upload.session == record.id && upload.number > record.files.floor
+        };
+        let is_restored = |known: &&CheckpointRecord| {
+            known.session == record.id && known.number == record.files.restore
+        };
+        let mut uploads: Vec<_> = model.uploads.iter().filter(is_waiting).cloned().collect();
+        uploads.sort_by_key(|upload| upload.number);
+        let restore = model.checkpoints.iter().find(is_restored).cloned();
+        let expected = FilesView { record: record.files, uploads, restore };
+        prop_assert_eq!(reader.files(&record.id).unwrap(), Some(expected));
+    }
+    let manifests = model.checkpoints.iter().map(|checkpoint| checkpoint.manifest).collect();
+    let uploads = model.uploads.iter().filter_map(|upload| match &upload.file {
+        Some(FileKind::File { content: ContentId::Sha256(hash), .. }) => Some(*hash),
+        _other => None,
+    });
+    let expected = ReferencedBlobs { uploads: uploads.collect(), manifests };
+    prop_assert_eq!(reader.referenced_blobs().unwrap(), expected);
+    Ok(())
 }
 
 fn compare_batch(model: &Model, store: &mut Store) -> Result<(), TestCaseError> {
@@ -548,6 +649,9 @@ fn compare_lists(model: &Model, reader: &Reader) -> Result<(), TestCaseError> {
             reader.journal(&id, None, 1_000).unwrap().into_iter().map(|row| row.1).collect();
         let expected = model.journal.iter().rev().filter(|decision| decision.session == id);
         prop_assert_eq!(journal, expected.cloned().collect::<Vec<_>>());
+        let expected = model.checkpoints.iter().rev().filter(|known| known.session == id);
+        let checkpoints = reader.checkpoints(&id).unwrap();
+        prop_assert_eq!(checkpoints, expected.cloned().collect::<Vec<_>>());
         let expected = model.exits.iter().rev().filter(|exit| exit.session == id);
         prop_assert_eq!(reader.exits(&id, 1_000).unwrap(), expected.cloned().collect::<Vec<_>>());
     }
@@ -637,6 +741,7 @@ fn asleep(session: &SessionId, subject: &Subject) -> SessionRecord {
         start_took_ms: None,
         last_failure: None,
         memory: None,
+        files: FilesRecord::default(),
     }
 }
 

@@ -359,7 +359,7 @@ impl Reader {
         Ok(result)
     }
 
-    fn rows<T>(
+    pub(crate) fn rows<T>(
         &self,
         sql: &str,
         values: &[&dyn ToSql],

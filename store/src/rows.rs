@@ -21,7 +21,7 @@ pub(crate) const MESSAGE_STATES: [MessageState; 5] = [
     MessageState::Cancelled,
 ];
 
-pub(crate) const STOP_REASONS: [StopReason; 9] = [
+pub(crate) const STOP_REASONS: [StopReason; 11] = [
     StopReason::Idle,
     StopReason::OperatorStop,
     StopReason::OperatorRestart,
@@ -31,6 +31,8 @@ pub(crate) const STOP_REASONS: [StopReason; 9] = [
     StopReason::TurnTooLong,
     StopReason::BridgeUnreachable,
     StopReason::ProtocolFault,
+    StopReason::FilesFailed,
+    StopReason::FilesRefused,
 ];
 
 pub(crate) fn state_word(state: MessageState) -> &'static str {
@@ -54,6 +56,8 @@ pub(crate) fn stop_word(stop: StopReason) -> &'static str {
         StopReason::TurnTooLong => "turn_too_long",
         StopReason::BridgeUnreachable => "bridge_unreachable",
         StopReason::ProtocolFault => "protocol_fault",
+        StopReason::FilesFailed => "files_failed",
+        StopReason::FilesRefused => "files_refused",
     }
 }
 
@@ -192,7 +196,7 @@ impl<'row> Columns<'row> {
 
 /// The columns that `session_record` reads, in its order.
 pub(crate) const SESSION_COLUMNS: &str = "id, subject, created_at_ms, phase, generation, failures, \
-     backoff_until_ms, stop, wake_wanted, start_took_ms, last_failure, memory";
+     backoff_until_ms, stop, wake_wanted, start_took_ms, last_failure, memory, files";
 
 /// Reads `SESSION_COLUMNS` that start at `first`.
 pub(crate) fn session_record(
@@ -214,6 +218,11 @@ pub(crate) fn session_record(
         memory: columns.optional(first + 11, |columns, place| {
             columns.parsed(place, |text| serde_json::from_str(text).ok())
         })?,
+        files: columns
+            .optional(first + 12, |columns, place| {
+                columns.parsed(place, |text| serde_json::from_str(text).ok())
+            })?
+            .unwrap_or_default(),
     })
 }
 

@@ -97,6 +97,9 @@ fn initiator(evidence: &Evidence, circumstances: &Circumstances) -> Option<Known
             | StopReason::TurnTooLong
             | StopReason::BridgeUnreachable
             | StopReason::ProtocolFault => Initiator::Watchdog { kind: "hung" },
+            StopReason::FilesFailed | StopReason::FilesRefused => {
+                Initiator::Watchdog { kind: "files" }
+            }
         };
         Known::new(who, Fact::new(DAEMON, "stopped because", stop_words(stop)))
     };
@@ -164,6 +167,8 @@ fn stop_words(stop: StopReason) -> &'static str {
         StopReason::TurnTooLong => "its turn took too long",
         StopReason::BridgeUnreachable => "its bridge could not be reached",
         StopReason::ProtocolFault => "its bridge broke the protocol",
+        StopReason::FilesFailed => "its files could not be brought to it",
+        StopReason::FilesRefused => "its files cannot be brought to it, and no message waits",
     }
 }
 

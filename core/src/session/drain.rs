@@ -38,7 +38,7 @@ impl Session {
         RequestOutcome::Accepted { waiting: self.queue.len() - finishing }
     }
 
-    fn want_wake(&mut self) {
+    pub(super) fn want_wake(&mut self) {
         self.wake_wanted = true;
         self.dirty = true;
     }
@@ -125,7 +125,12 @@ impl Session {
     }
 
     /// A running turn is finished first.
-    fn stop_or_drain(&mut self, reason: StopReason, because: Because, ctx: &mut Context<'_>) {
+    pub(super) fn stop_or_drain(
+        &mut self,
+        reason: StopReason,
+        because: Because,
+        ctx: &mut Context<'_>,
+    ) {
         if self.turn().is_none() {
             self.begin_stop(reason, because, ctx);
             return;

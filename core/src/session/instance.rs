@@ -9,6 +9,7 @@ use crate::limits;
 use crate::policy::AgentPolicy;
 use crate::queue::Queue;
 use crate::record::{SessionRecord, StopReason};
+use crate::session::files::Files;
 use crate::session::phase::Phase;
 use crate::time::{Monotonic, Now};
 use crate::watchdog::ProgressClock;
@@ -23,6 +24,9 @@ pub(super) struct Instance {
     pub(super) last_activity: Monotonic,
     pub(super) turn: Option<Turn>,
     pub(super) holds: Holds,
+    pub(super) files: Files,
+    /// From when on the agent has its time to become ready.
+    pub(super) launch_from: Monotonic,
     pub(super) drain_since: Option<Monotonic>,
     pub(super) stop: Option<Stop>,
 }
@@ -65,6 +69,8 @@ impl Instance {
             last_activity: now,
             turn: None,
             holds: Holds::default(),
+            files: Files::default(),
+            launch_from: now,
             drain_since: None,
             stop: None,
         }

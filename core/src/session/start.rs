@@ -13,6 +13,7 @@ use crate::event::AgentState;
 use crate::id::{BootId, MessageId, TurnId};
 use crate::journal::Because;
 use crate::limits;
+use crate::policy::AgentPolicy;
 use crate::record::StopReason;
 use crate::session::phase::Phase;
 use crate::session::{Context, Due, Instance, Link, Session};
@@ -63,10 +64,17 @@ impl Session {
             AgentState::Starting | AgentState::Ready => limits::HOLDS_RETOLD_WITHIN,
         };
         instance.link = Link::Attached { holds_known_at: ctx.now.monotonic + holds_known_after };
-        let launch = phase == Phase::Starting && agent == AgentState::NotLaunched;
+        instance.files.line_changed();
+        let is_to_launch = phase == Phase::Starting && agent == AgentState::NotLaunched;
+        let launch = is_to_launch && !self.needs_files(ctx);
         ctx.effects.command(Command::AdmitBridge { instance: instance_id, boot, launch });
         match (phase, agent) {
-            (Phase::Starting, AgentState::NotLaunched | AgentState::Starting) => {}
+            (Phase::Starting, AgentState::NotLaunched) => {
+                if !launch && self.files_are_in_place(ctx) {
+                    self.launch(ctx);
+                }
+            }
+            (Phase::Starting, AgentState::Starting) => {}
             (Phase::Starting, AgentState::Ready) => self.became_ready(ctx),
             (Phase::Awake | Phase::Draining, AgentState::Starting | AgentState::Ready) => {
                 self.reconcile_turn(held, ctx);
@@ -102,7 +110,15 @@ impl Session {
         let instance = self.instance_mut();
         if instance.boot == Some(boot) && instance.link.is_attached() {
             instance.link = Link::Detached { since: now };
+            instance.files.line_changed();
         }
+    }
+
+    /// The workspace is whole: execute the agent.
+    pub(super) fn launch(&mut self, ctx: &mut Context<'_>) {
+        self.use_files(ctx);
+        self.instance_mut().launch_from = ctx.now.monotonic;
+        ctx.effects.command(Command::LaunchAgent { instance: self.instance_id() });
     }
 
     pub(super) fn became_ready(&mut self, ctx: &mut Context<'_>) {
@@ -188,9 +204,18 @@ impl Session {
         }
     }
 
+    /// When the start is given up: it has its time from the moment at which its files are there.
+    pub(super) fn start_due(&self, policy: &AgentPolicy) -> Monotonic {
+        let instance = self.instance();
+        instance.files.overdue_at().unwrap_or(instance.launch_from + policy.ready_within)
+    }
+
     pub(super) fn start_deadline(&mut self, ctx: &mut Context<'_>) {
+        if self.give_up_files(ctx) {
+            return;
+        }
         let within = ctx.policy.ready_within;
-        if ctx.now.monotonic >= self.instance().started_at + within {
+        if ctx.now.monotonic >= self.start_due(ctx.policy) {
             let because = Because::NotReadyInTime { within_ms: millis(within) };
             self.wake_wanted = false;
             self.begin_stop(StopReason::StartTimeout, because, ctx);

@@ -113,11 +113,12 @@ impl Session {
             && instance.link.is_attached()
             && instance.turn.is_none()
             && self.retry.is_none_or(|at| now >= at);
-        if !is_free {
+        if !is_free || self.queue.is_empty() || !self.files_are_in_place(ctx) {
             return;
         }
+        self.use_files(ctx);
         let generation = self.generation;
-        let Some(turn) = self.queue.lease_head(generation) else { return };
+        let turn = self.queue.lease_head(generation).expect("the queue is not empty");
         self.retry = None;
         self.instance_mut().turn = Some(Turn::new(turn, now));
         ctx.effects.write(Write::LeaseDelivery { turn, generation, at: ctx.now.wall });
@@ -309,10 +310,12 @@ impl Session {
         if self.give_up_bridge(ctx) {
             return;
         }
-        match &self.instance().turn {
-            Some(_) => self.turn_deadline(ctx),
-            None if self.queue.is_empty() => self.idle_deadline(ctx),
-            None => self.deliver_next(ctx),
+        if self.turn().is_some() {
+            self.turn_deadline(ctx);
+        } else if self.queue.is_empty() {
+            self.idle_deadline(ctx);
+        } else if !self.give_up_files(ctx) {
+            self.deliver_next(ctx);
         }
     }
 

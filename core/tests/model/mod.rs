@@ -5,6 +5,8 @@
 //! session; what is kept is enough to build the same supervisor anew.
 //! Absent: durability. What is applied is as good as on disk.
 
+mod files;
+
 use std::collections::BTreeMap;
 
 use dormouse_core::cause::Cause;
@@ -21,6 +23,8 @@ use dormouse_core::session::phase::Phase;
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::{Now, Wall};
 
+use files::FilesBooks;
+
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     pub(crate) sessions: BTreeMap<SessionId, SessionRecord>,
@@ -28,6 +32,7 @@ pub(crate) struct Store {
     /// Where the journal says that each session is.
     journal: BTreeMap<SessionId, Phase>,
     exits: BTreeMap<(SessionId, Generation), ExitRecord>,
+    files: FilesBooks,
 }
 
 /// One message with all that became of it.
@@ -90,6 +95,9 @@ impl Store {
         for command in &effects.commands {
             self.check_command(command);
         }
+        let Self { files, sessions, .. } = self;
+        files.hear(event);
+        files.check(effects, |instance| sessions[&instance.session].files.uploads);
     }
 
     fn check_answers(&self, event: &Event, effects: &Effects) {
@@ -97,7 +105,10 @@ impl Store {
             Event::MessageSubmitted { request, .. }
             | Event::SessionRequested { request, .. }
             | Event::RedriveRequested { request, .. }
-            | Event::DropRequested { request, .. } => vec![*request],
+            | Event::DropRequested { request, .. }
+            | Event::UploadSubmitted { request, .. }
+            | Event::RestoreRequested { request, .. }
+            | Event::CheckpointOffered { request, .. } => vec![*request],
             Event::InstanceStarted { .. }
             | Event::InstanceStartFailed { .. }
             | Event::BridgeAttached { .. }
@@ -106,6 +117,10 @@ impl Store {
             | Event::TurnProgressed { .. }
             | Event::TurnEnded { .. }
             | Event::HoldTaken { .. }
+            | Event::InputsListed { .. }
+            | Event::FilesProgressed { .. }
+            | Event::FilesSynced { .. }
+            | Event::FilesSyncFailed { .. }
             | Event::InstanceExited { .. }
             | Event::DeadlinePassed => vec![],
         };
@@ -134,7 +149,10 @@ impl Store {
                 assert_eq!(kept.leased_to, Some(instance.generation), "{turn}");
                 assert_eq!(kept.attempts, turn.attempt, "{turn}");
             }
-            Command::AdmitBridge { .. }
+            Command::ListInputs { .. }
+            | Command::SyncFiles { .. }
+            | Command::LaunchAgent { .. }
+            | Command::AdmitBridge { .. }
             | Command::RefuseBridge { .. }
             | Command::AcknowledgeTurn { .. }
             | Command::StopInstance { .. }
@@ -146,6 +164,16 @@ impl Store {
     fn apply(&mut self, write: &Write) {
         match write {
             Write::PutSession(record) => self.put_session(record),
+            // Numbers without a gap: the row follows with the same one.
+            Write::InsertUpload(record) => {
+                let before = self.sessions.get(&record.session).map_or(0, |row| row.files.uploads);
+                assert_eq!(record.number, before + 1, "{}", record.session);
+            }
+            Write::InsertCheckpoint { record, keep: _ } => {
+                let row = &self.sessions[&record.session];
+                assert_eq!(record.number, row.files.checkpoints + 1, "{}", record.session);
+                assert_eq!(record.generation, row.generation, "only the newest life takes one");
+            }
             Write::InsertMessage(record) => self.insert_message(record),
             Write::LeaseDelivery { turn, generation, at: _ } => {
                 let kept = self.messages.get_mut(&turn.message).expect("leased, so it was stored");

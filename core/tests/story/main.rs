@@ -18,6 +18,11 @@
 //! agent answers m1 "text" · agent fails m1 "why", retryable
 //! agent exits with 1 · agent dies of signal 9, oom 1, asked by daemon, grace ran out
 //! agent cannot be executed "why" · never launched · bridge is lost
+//! agent c: files kept · agent d: files inputs
+//! put a.csv into d/k · delete a.csv of d/k · restore d/k to 1
+//! inputs are january · inputs lack "*.csv" · inputs cannot be listed "why"
+//! files come 1 of 2 · files synced january+1 · sync january+1 fails "why", retryable
+//! checkpoint offered lineage 0 uploads 1
 //! +5m · nothing runs for 5m · wall clock +1h · wall clock -1h
 //! the daemon dies and comes back · the daemon dies and comes back without agent a
 //! ```
@@ -39,6 +44,7 @@ mod world;
 mod bridge;
 mod clock;
 mod daemon;
+mod files;
 mod idle;
 mod line;
 mod memory;

@@ -7,11 +7,12 @@ use dormouse_core::command::{
     Answer, Command, DeniedBecause, Effects, IgnoredBecause, News, Refusal, RequestOutcome, Write,
 };
 use dormouse_core::journal::{Decision, human_span};
+use dormouse_core::manifest::FilesVersion;
 use dormouse_core::record::MessageState;
 use dormouse_core::time::Wall;
 
 use crate::model::Store;
-use crate::words::{message_name, span_text, turn_name};
+use crate::words::{INPUTS, inputs, message_name, span_text, turn_name};
 
 pub(crate) fn effects(effects: &Effects, now: Wall, has_many_sessions: bool) -> String {
     let mut lines = Vec::new();
@@ -63,6 +64,8 @@ fn told(answer: &Answer) -> String {
         Answer::Duplicate { message } => {
             format!("was accepted before, as {}", message_name(*message))
         }
+        Answer::Uploaded { number } => format!("will be there, upload {number}"),
+        Answer::CheckpointMade { number } => format!("is checkpoint {number}"),
         Answer::Requested(outcome) => outcome_words(*outcome),
         Answer::Refused(refusal) => format!("refused, {}", refusal_words(refusal)),
     }
@@ -86,6 +89,7 @@ fn outcome_words(outcome: RequestOutcome) -> String {
                 format!("denied, {waiting} waiting would start it again")
             }
             DeniedBecause::InFlight => "denied, the message is with the agent".to_owned(),
+            DeniedBecause::NoSuchCheckpoint => "denied, there is no such checkpoint".to_owned(),
             DeniedBecause::AgentNotConfigured => "denied, its agent is not configured".to_owned(),
         },
     }
@@ -98,6 +102,9 @@ fn refusal_words(refusal: &Refusal) -> String {
         Refusal::IdempotencyConflict { message } => {
             format!("the key stands for {}, which says something else", message_name(*message))
         }
+        Refusal::PastLife => "its life is over".to_owned(),
+        Refusal::OtherLineage => "the workspace is to be another one".to_owned(),
+        Refusal::NotWhole => "the workspace is not known to be whole".to_owned(),
         Refusal::QueueFull { messages, bytes } => {
             format!("the queue is full with {messages} messages of {bytes} bytes")
         }
@@ -116,6 +123,9 @@ fn heard(news: &News, now: Wall) -> String {
             format!("waking, about {}", human_span(*estimate))
         }
         News::InLine { ahead } => format!("in the line of starts, behind {ahead}"),
+        News::Syncing { progress } => {
+            format!("its files come, {} of {}", progress.done_files, progress.files)
+        }
         News::Delivered { attempt } => format!("delivered, attempt {attempt}"),
         News::Delta { attempt, offset, text } => format!("\"{text}\" at {offset} of {attempt}"),
         News::Slow { silent } => format!("no progress for {}", human_span(*silent)),
@@ -151,6 +161,11 @@ fn order(command: &Command) -> String {
         Command::RefuseBridge { instance, boot, why } => {
             format!("refuse {instance}, boot {}, {why}", boot.0)
         }
+        Command::ListInputs { instance, look } => format!("list inputs of {instance}, look {look}"),
+        Command::SyncFiles { instance, version } => {
+            format!("sync {instance} to {}", version_name(*version))
+        }
+        Command::LaunchAgent { instance } => format!("launch {instance}"),
         Command::DeliverTurn { instance, turn } => {
             format!("deliver {} to {instance}", turn_name(*turn))
         }
@@ -163,6 +178,13 @@ fn order(command: &Command) -> String {
         Command::KillInstance { instance } => format!("kill {instance}"),
         Command::ReleaseInstance { instance } => format!("release {instance}"),
     }
+}
+
+/// The inputs by the names that stories give them, and the number of the newest upload.
+fn version_name(version: FilesVersion) -> String {
+    let name = INPUTS.iter().find(|name| inputs(name) == version.inputs);
+    let name = name.expect("stories know no other inputs");
+    format!("{name}+{}", version.uploads)
 }
 
 /// One effect below its step, in lines that fit into a snapshot.

@@ -4,9 +4,13 @@
 //! what follows (`world`).
 
 use dormouse_core::cause::Cause;
-use dormouse_core::event::{AgentState, Event, SessionRequest, Submission, TurnOutcome};
+use dormouse_core::event::{
+    AgentState, CheckpointOffer, Event, FilesProblem, FilesProgress, SessionRequest, Submission,
+    TurnOutcome, UploadSubmission,
+};
 use dormouse_core::evidence::{AskedBy, End, Evidence, OomVictim};
 use dormouse_core::id::{BootId, InstanceId, SessionId, Subject, TurnId};
+use dormouse_core::manifest::{ContentId, FileKind, Sha256Hash};
 use dormouse_core::policy::{AgentPolicy, RetrySafety};
 use dormouse_core::record::Idempotency;
 use dormouse_core::time::millis;
@@ -24,6 +28,7 @@ pub(crate) fn run(world: &mut World, step: &str) {
     let is_known = pass(world, &words)
         || request(world, &words)
         || with_instance(world, &words, outside)
+        || with_instance(world, &words, files)
         || with_instance(world, &words, turn)
         || with_instance(world, &words, exit);
     assert!(is_known, "this is not a step: {step:?}");
@@ -77,6 +82,10 @@ fn set_limit(policy: &mut AgentPolicy, key: &str, value: &str) {
         "reattach" => policy.reattach_within = span(value),
         "memory" => policy.memory.first_bytes = Some(mebibytes(value)),
         "ceiling" => policy.memory.ceiling_bytes = Some(mebibytes(value)),
+        "files" if value == "inputs" => {
+            (policy.files.has_inputs, policy.files.is_kept) = (true, true);
+        }
+        "files" if value == "kept" => policy.files.is_kept = true,
         "retry" if value == "ask" => policy.retry = RetrySafety::Ask,
         _other => panic!("not a setting of an agent: {key} {value}"),
     }
@@ -121,6 +130,14 @@ fn request(world: &mut World, words: &[&str]) -> bool {
             new_id: words::message(new),
             by: operator(),
         },
+        ["put", path, "into", session] => put(world, path, session, true),
+        ["delete", path, "of", session] => put(world, path, session, false),
+        ["restore", session, "to", checkpoint] => Event::RestoreRequested {
+            request: world.next_request(),
+            session: session.parse().unwrap(),
+            checkpoint: number(checkpoint),
+            by: operator(),
+        },
         ["drop", message] => {
             let message = words::message(message);
             Event::DropRequested {
@@ -146,6 +163,18 @@ fn request(world: &mut World, words: &[&str]) -> bool {
     world.focus_on(event.session().expect("requests are about sessions"));
     world.handle(event);
     true
+}
+
+fn put(world: &mut World, path: &str, session: &str, is_there: bool) -> Event {
+    let content = ContentId::Sha256(Sha256Hash::of(b"1,2"));
+    let upload = UploadSubmission {
+        session: session.parse().unwrap(),
+        subject: "tom".parse().unwrap(),
+        is_operator: false,
+        path: path.parse().unwrap(),
+        file: is_there.then_some(FileKind::File { bytes: 3, content, is_executable: false }),
+    };
+    Event::UploadSubmitted { request: world.next_request(), upload }
 }
 
 fn submission(world: &World, message: &str, session: &str, rest: &[&str]) -> Submission {
@@ -261,6 +290,51 @@ fn attached(instance: InstanceId, words: &[&str]) -> Event {
         };
     }
     Event::BridgeAttached { instance, boot, agent, held }
+}
+
+/// What is said of its files, by the daemon and by its bridge.
+fn files(world: &mut World, words: &[&str], instance: InstanceId) -> Option<Event> {
+    let problem = |cause, why: &str, retryable| {
+        Err(FilesProblem { cause, message: why.to_owned(), retryable })
+    };
+    let version = words::version;
+    Some(match words {
+        ["inputs", "are", name, rest @ ..] => {
+            let look = if let ["look", look] = rest { number(look) } else { world.look };
+            Event::InputsListed { instance, look, outcome: Ok(words::inputs(name)) }
+        }
+        ["inputs", "lack", what] => {
+            let outcome = problem(Cause::InputMissing, what, false);
+            Event::InputsListed { instance, look: world.look, outcome }
+        }
+        ["inputs", "cannot", "be", "listed", why] => {
+            let outcome = problem(Cause::SyncFailed, why, true);
+            Event::InputsListed { instance, look: world.look, outcome }
+        }
+        ["files", "come", done, "of", files] => {
+            let (done_files, files) = (number(done), number(files));
+            let progress = FilesProgress { done_files, files, done_bytes: 0, bytes: 0 };
+            Event::FilesProgressed { instance, progress }
+        }
+        ["files", "synced", name] => Event::FilesSynced { instance, version: version(name) },
+        ["sync", name, "fails", why, rest @ ..] => {
+            let retryable = rest == ["retryable"];
+            let problem = problem(Cause::SyncFailed, why, retryable).unwrap_err();
+            Event::FilesSyncFailed { instance, version: version(name), problem }
+        }
+        ["checkpoint", "offered", "lineage", lineage, "uploads", uploads] => {
+            let offer = CheckpointOffer {
+                lineage: number(lineage),
+                uploads: number(uploads),
+                manifest: words::inputs("nothing"),
+                files: 2,
+                bytes: 10,
+                turn: None,
+            };
+            Event::CheckpointOffered { request: world.next_request(), instance, offer }
+        }
+        _other => return None,
+    })
 }
 
 /// What the agent says.

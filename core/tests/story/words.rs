@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use dormouse_core::id::{MessageId, TurnId};
+use dormouse_core::manifest::{FilesVersion, Manifest, ManifestDigest, Sha256Hash};
 
 /// Words at blanks and commas; a quoted text is one word.
 pub(crate) fn words(step: &str) -> Vec<String> {
@@ -75,6 +76,22 @@ pub(crate) fn turn_name(turn: TurnId) -> String {
 
 pub(crate) fn number<N: std::str::FromStr>(word: &str) -> N {
     word.parse().unwrap_or_else(|_| panic!("no number: {word:?}"))
+}
+
+/// What an agent's inputs are called; no inputs are `nothing`.
+pub(crate) const INPUTS: [&str; 3] = ["nothing", "january", "february"];
+
+pub(crate) fn inputs(name: &str) -> ManifestDigest {
+    match name {
+        "nothing" => Manifest::default().digest(),
+        _other => ManifestDigest(Sha256Hash::of(name.as_bytes())),
+    }
+}
+
+/// `january+2`.
+pub(crate) fn version(word: &str) -> FilesVersion {
+    let (name, uploads) = word.split_once('+').expect("a version is called january+2");
+    FilesVersion { inputs: inputs(name), uploads: number(uploads) }
 }
 
 #[test]

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dormouse_core::command::Effects;
+use dormouse_core::command::{Command, Effects};
 use dormouse_core::event::Event;
 use dormouse_core::id::{AgentName, InstanceId, RequestId, SessionId, TurnId};
 use dormouse_core::policy::{AgentPolicy, NodePolicy};
@@ -31,6 +31,8 @@ pub(crate) struct World {
     wall_offset_ms: i64,
     lives: u64,
     requests: u64,
+    /// The newest look at inputs that was ordered.
+    pub(crate) look: u64,
     /// What of each turn's text was said so far.
     said: BTreeMap<TurnId, u64>,
     focus: Option<SessionId>,
@@ -52,6 +54,7 @@ impl World {
             wall_offset_ms: 0,
             lives: 1,
             requests: 0,
+            look: 0,
             said: BTreeMap::new(),
             focus: None,
             has_many_sessions: sessions.len() > 1,
@@ -121,6 +124,11 @@ impl World {
         }
         let mut effects = Effects::default();
         supervisor.handle(now, event.clone(), &mut effects);
+        for command in &effects.commands {
+            if let Command::ListInputs { look, .. } = command {
+                self.look = *look;
+            }
+        }
         self.store.commit(&event, &effects);
         self.store.check_rebuilt(supervisor, now, &self.agents);
         self.print(&effects);

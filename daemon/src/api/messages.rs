@@ -128,7 +128,9 @@ pub(crate) async fn accepted(
             }
         }
         Answer::Refused(refusal) => return Err(Problem::refused(&refusal)),
-        Answer::Requested(_) => unreachable!("no answer to a message"),
+        Answer::Requested(_) | Answer::Uploaded { .. } | Answer::CheckpointMade { .. } => {
+            unreachable!("no answer to a message")
+        }
     };
     Ok(Accepted { submitted, watcher })
 }

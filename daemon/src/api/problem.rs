@@ -176,6 +176,24 @@ impl Problem {
                 "wait until some are answered, or drop some with `dormouse queue drop`",
             )
             .later(Duration::from_secs(10)),
+            Refusal::PastLife => Self::new(
+                StatusCode::CONFLICT,
+                "past_life",
+                "the instance that offers this checkpoint is over",
+                "nothing was kept of it",
+            ),
+            Refusal::OtherLineage => Self::new(
+                StatusCode::CONFLICT,
+                "other_lineage",
+                "the workspace is to be restored to another checkpoint",
+                "nothing was kept of it",
+            ),
+            Refusal::NotWhole => Self::new(
+                StatusCode::CONFLICT,
+                "not_whole",
+                "the workspace is not known to be whole",
+                "it is synced first",
+            ),
         }
     }
 
@@ -190,6 +208,11 @@ impl Problem {
                 "in_flight",
                 "the message is with the agent now".to_owned(),
                 "stop the session first, then drop the message",
+            ),
+            DeniedBecause::NoSuchCheckpoint => (
+                "no_such_checkpoint",
+                "the session has no checkpoint of that number".to_owned(),
+                "`dormouse files history AGENT/KEY` lists them",
             ),
             DeniedBecause::AgentNotConfigured => (
                 "agent_not_configured",

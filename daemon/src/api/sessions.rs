@@ -209,7 +209,10 @@ pub(crate) fn requested(verdict: Verdict) -> Result<Requested, Problem> {
     let outcome = match answer {
         Answer::Requested(outcome) => outcome,
         Answer::Refused(refusal) => return Err(Problem::refused(&refusal)),
-        Answer::Accepted { .. } | Answer::Duplicate { .. } => {
+        Answer::Accepted { .. }
+        | Answer::Duplicate { .. }
+        | Answer::Uploaded { .. }
+        | Answer::CheckpointMade { .. } => {
             unreachable!("a request is not answered as a message is")
         }
     };

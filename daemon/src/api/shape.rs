@@ -84,6 +84,7 @@ pub(crate) enum StatusState {
     Queued { ahead: usize },
     InLine { ahead: usize },
     Waking { estimate_ms: Option<u64> },
+    Syncing { done_files: u64, files: u64, done_bytes: u64, bytes: u64 },
     Delivered { attempt: u32 },
     Slow { silent_ms: u64 },
     Retrying { attempt: u32, at_ms: u64, cause: Cause },

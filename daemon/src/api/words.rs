@@ -27,6 +27,9 @@ pub(crate) fn status(state: &StatusState) -> String {
         StatusState::Waking { estimate_ms: Some(ms) } => {
             format!("waking, about {}", human_span(rounded(*ms)))
         }
+        StatusState::Syncing { done_files, files, .. } => {
+            format!("bringing its files, {done_files} of {files}")
+        }
         StatusState::Delivered { attempt: 1 } => "working".to_owned(),
         StatusState::Delivered { attempt } => format!("working, attempt {attempt}"),
         StatusState::Slow { silent_ms } => {

@@ -176,6 +176,7 @@ impl<'a> ReplyPrinter<'a> {
             StatusState::Queued { .. }
             | StatusState::InLine { .. }
             | StatusState::Waking { .. }
+            | StatusState::Syncing { .. }
             | StatusState::Slow { .. } => true,
         };
         if is_news && self.told != status.text {

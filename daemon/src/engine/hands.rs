@@ -87,6 +87,11 @@ impl Hands {
             Command::RefuseBridge { instance, boot, why } => {
                 self.to_boot(&instance, boot, ToBridge::Refused { why: why.to_owned() });
             }
+            Command::ListInputs { instance, .. }
+            | Command::SyncFiles { instance, .. }
+            | Command::LaunchAgent { instance } => {
+                unreachable!("{instance}: no config declares files yet");
+            }
             Command::DeliverTurn { instance, turn } => {
                 let text = texts.remove(&turn).expect("the engine adds each delivered text");
                 self.to_bridge(&instance, ToBridge::Turn { turn, text });

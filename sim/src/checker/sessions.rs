@@ -141,6 +141,13 @@ impl Watch {
             | Event::TurnProgressed { .. }
             | Event::TurnEnded { .. }
             | Event::HoldTaken { .. }
+            | Event::UploadSubmitted { .. }
+            | Event::RestoreRequested { .. }
+            | Event::InputsListed { .. }
+            | Event::FilesProgressed { .. }
+            | Event::FilesSynced { .. }
+            | Event::FilesSyncFailed { .. }
+            | Event::CheckpointOffered { .. }
             | Event::InstanceExited { .. }
             | Event::DeadlinePassed => {}
         }
@@ -235,7 +242,10 @@ impl Checker {
                 let watch = self.watch(&exit.session);
                 watch.had_work = !watch.queue.is_empty() || watch.wake != Wake::NotAsked;
             }
-            Write::MarkRedriven { .. } | Write::DropDeadLetter { .. } => {}
+            Write::MarkRedriven { .. }
+            | Write::DropDeadLetter { .. }
+            | Write::InsertUpload(_)
+            | Write::InsertCheckpoint { .. } => {}
         }
         Ok(())
     }

@@ -10,7 +10,10 @@ use dormouse_core::cause::Cause;
 use dormouse_core::command::Write;
 use dormouse_core::id::Generation;
 use dormouse_core::journal::Because;
-use dormouse_core::record::{MessageRecord, MessageState, SessionRecord};
+use dormouse_core::manifest::{ContentId, FileKind, Manifest, Sha256Hash};
+use dormouse_core::record::{
+    CheckpointRecord, FilesRecord, MessageRecord, MessageState, SessionRecord, UploadRecord,
+};
 use dormouse_core::time::Wall;
 use dormouse_store::{KeyRecord, Store};
 
@@ -29,6 +32,32 @@ fn key() -> KeyRecord {
         scopes: vec!["operator".to_owned()],
         created_at: Wall(1),
         revoked_at: None,
+    }
+}
+
+fn upload(number: u64) -> UploadRecord {
+    let content = ContentId::Sha256(Sha256Hash::of(b"a,b"));
+    UploadRecord {
+        session: session_id("openclaw/tom"),
+        number,
+        path: "data/a.csv".parse().unwrap(),
+        file: Some(FileKind::File { bytes: 3, content, is_executable: false }),
+        at: Wall(4),
+        by: subject("ann"),
+    }
+}
+
+fn checkpoint() -> CheckpointRecord {
+    CheckpointRecord {
+        session: session_id("openclaw/tom"),
+        number: 1,
+        manifest: Manifest::default().digest(),
+        uploads: 2,
+        files: 0,
+        bytes: 0,
+        at: Wall(5),
+        generation: Generation(1),
+        turn: Some(turn(2, 1)),
     }
 }
 
@@ -51,6 +80,9 @@ fn contents() -> Vec<Write> {
         Write::MarkRedriven { message: message_id(3), new_id: message_id(6) },
         Write::CancelMessage { message: message_id(4), at: Wall(9), by: subject("operator") },
         lease(5, 1),
+        Write::InsertUpload(upload(1)),
+        Write::InsertCheckpoint { record: checkpoint(), keep: 5 },
+        Write::InsertUpload(upload(3)),
         Write::InsertExit(exit("openclaw/tom", 7)),
         Write::InsertDecision(decision("python/main", Because::TurnStarted { turn: turn(2, 1) })),
     ]
@@ -69,21 +101,30 @@ fn make_fixture() {
     batch.commit().unwrap();
     drop(store);
     assert!(!folder.path().join("dormouse.db-wal").exists(), "closing empties the log");
-    std::fs::copy(folder.path().join("dormouse.db"), fixture(2)).unwrap();
+    std::fs::copy(folder.path().join("dormouse.db"), fixture(3)).unwrap();
 }
 
 #[test]
 fn a_database_of_schema_1_opens_with_all_that_is_in_it() {
     // What a session has learned of its memory is kept since schema 2.
-    opens(1, SessionRecord { memory: None, ..draining("openclaw/tom") });
+    let files = FilesRecord::default();
+    opens(1, SessionRecord { memory: None, files, ..draining("openclaw/tom") });
 }
 
 #[test]
 fn a_database_of_schema_2_opens_with_all_that_is_in_it() {
-    opens(2, draining("openclaw/tom"));
+    // Files are known since schema 3.
+    opens(2, SessionRecord { files: FilesRecord::default(), ..draining("openclaw/tom") });
 }
 
-fn opens(version: u32, expected_tom: SessionRecord) {
+#[test]
+fn a_database_of_schema_3_opens_with_all_that_is_in_it() {
+    let folder = opens(3, draining("openclaw/tom"));
+    let files = reader(folder.path()).files(&session_id("openclaw/tom")).unwrap().unwrap();
+    assert_eq!((files.uploads, files.restore), (vec![upload(3)], Some(checkpoint())));
+}
+
+fn opens(version: u32, expected_tom: SessionRecord) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(fixture(version), folder.path().join("dormouse.db")).unwrap();
     let mut store = Store::open(folder.path()).unwrap();
@@ -126,4 +167,5 @@ fn opens(version: u32, expected_tom: SessionRecord) {
         &mut store,
         &[answer(5, 1, "done"), Write::InsertMessage(message(7, "python/main", ""))],
     );
+    folder
 }

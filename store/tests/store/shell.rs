@@ -99,7 +99,7 @@ fn every_table_says_what_it_is_for() {
     );
     assert_eq!(
         tables,
-        "api_key exit idempotency idempotency_run journal message message_reply message_text meta \
-         session tally\n"
+        "api_key checkpoint exit idempotency idempotency_run journal message message_reply \
+         message_text meta session tally upload\n"
     );
 }

@@ -9,7 +9,7 @@ use dormouse_core::evidence::{AskedBy, End, Evidence};
 use dormouse_core::id::{Generation, MessageId, SessionId, Subject, TurnId};
 use dormouse_core::journal::{Because, Decision};
 use dormouse_core::record::{
-    Circumstances, ExitRecord, Idempotency, MessageRecord, SessionRecord, StopReason,
+    Circumstances, ExitRecord, FilesRecord, Idempotency, MessageRecord, SessionRecord, StopReason,
 };
 use dormouse_core::session::phase::Phase;
 use dormouse_core::sizing::LearnedMemory;
@@ -44,6 +44,7 @@ pub(crate) fn sleeping(name: &str) -> SessionRecord {
         start_took_ms: None,
         last_failure: None,
         memory: None,
+        files: Default::default(),
     }
 }
 
@@ -64,6 +65,7 @@ pub(crate) fn draining(name: &str) -> SessionRecord {
             since: Wall(1_700_000_004_000),
             peak_survived_bytes: 1 << 29,
         }),
+        files: FilesRecord { uploads: 3, checkpoints: 1, restore: 1, floor: 2, lineage: 0 },
         ..sleeping(name)
     }
 }

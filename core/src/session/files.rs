@@ -1,0 +1,385 @@
+//! The two gates of files: no agent is executed before its workspace is whole, and no turn is
+//! leased before the workspace holds what is expected of it now.
+//!
+//! ```text
+//!  Rest ─ looked at ─▶ Looking ─ inputs listed ─▶ applied == expected? ─ yes ─▶ Proved ─▶ launch
+//!   ▲    (no inputs: at once)                         │ no                        ▲     or lease,
+//!   │                                                 └──▶ Syncing ─ synced ──────┘     then Rest
+//!   └────── failed: wait and look again, or give the message up ◀─┘
+//! ```
+//!
+//! Owner: `Session`. Invariants: what is applied is known of this boot alone; a proof serves one
+//! launch or one lease; trouble with files is no attempt of the message; a checkpoint is taken only
+//! from a workspace that was made whole, of the lineage in force. Absent: bytes, lists, folders.
+
+use crate::backoff;
+use crate::cause::Cause;
+use crate::command::{Answer, Command, DeniedBecause, News, Refusal, RequestOutcome, Write};
+use crate::event::{CheckpointOffer, FilesProblem, FilesProgress, UploadSubmission};
+use crate::id::{RequestId, Subject, TurnId};
+use crate::journal::{Because, FilesChange};
+use crate::limits;
+use crate::manifest::{FilesVersion, Manifest, ManifestDigest};
+use crate::record::{CheckpointRecord, FilesRecord, StopReason, UploadRecord};
+use crate::session::phase::Phase;
+use crate::session::{Context, Session};
+use crate::time::{Monotonic, Wall, millis};
+
+/// What is known of the workspace in this life.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    /// What it holds, as its bridge has proved.
+    pub(super) applied: Option<FilesVersion>,
+    step: Step,
+    /// Looks so far, so that a late list is told from the one that is waited for.
+    looks: u64,
+    /// Failures in a row.
+    failures: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Step {
+    #[default]
+    Rest,
+    /// The daemon was asked what the inputs are now.
+    Looking { since: Monotonic },
+    /// The bridge was told to bring the workspace to `version`.
+    Syncing { version: FilesVersion, since: Monotonic, heard_at: Monotonic },
+    /// As expected a moment ago.
+    Proved,
+}
+
+impl Files {
+    /// The line to the bridge was lost or is new: what was asked over it is asked again.
+    pub(super) fn line_changed(&mut self) {
+        self.step = Step::Rest;
+    }
+
+    /// When it will have been silent for too long, while something is waited for.
+    pub(super) fn overdue_at(&self) -> Option<Monotonic> {
+        match self.step {
+            Step::Rest | Step::Proved => None,
+            Step::Looking { since } => Some(since + limits::FILES_SILENT_WITHIN),
+            Step::Syncing { heard_at, .. } => Some(heard_at + limits::FILES_SILENT_WITHIN),
+        }
+    }
+}
+
+impl Session {
+    /// Whether a workspace has to hold anything at all.
+    pub(super) fn needs_files(&self, ctx: &Context<'_>) -> bool {
+        let policy = ctx.policy.files;
+        policy.is_kept || policy.has_inputs || self.files != FilesRecord::default()
+    }
+
+    fn note_files(&mut self, change: FilesChange, ctx: &mut Context<'_>) {
+        self.note(Because::Files { change }, ctx);
+    }
+
+    /// `true`: nothing is in the way of a launch or a lease. Else what is needed is on its way.
+    pub(super) fn files_are_in_place(&mut self, ctx: &mut Context<'_>) -> bool {
+        if !self.needs_files(ctx) {
+            return true;
+        }
+        if self.instance().files.step == Step::Rest {
+            self.look_at_files(ctx);
+        }
+        self.instance().files.step == Step::Proved
+    }
+
+    fn look_at_files(&mut self, ctx: &mut Context<'_>) {
+        if !ctx.policy.files.has_inputs {
+            return self.compare_files(Manifest::default().digest(), ctx);
+        }
+        let files = &mut self.instance_mut().files;
+        files.looks += 1;
+        files.step = Step::Looking { since: ctx.now.monotonic };
+        let look = files.looks;
+        ctx.effects.command(Command::ListInputs { instance: self.instance_id(), look });
+    }
+
+    fn compare_files(&mut self, inputs: ManifestDigest, ctx: &mut Context<'_>) {
+        let version = FilesVersion { inputs, uploads: self.files.uploads };
+        let since = ctx.now.monotonic;
+        let files = &mut self.instance_mut().files;
+        if files.applied == Some(version) {
+            files.step = Step::Proved;
+            return;
+        }
+        files.step = Step::Syncing { version, since, heard_at: since };
+        ctx.effects.command(Command::SyncFiles { instance: self.instance_id(), version });
+    }
+
+    /// The proof was used, for a launch or a lease.
+    pub(super) fn use_files(&mut self, ctx: &Context<'_>) {
+        if self.needs_files(ctx) {
+            let uploads = self.files.uploads;
+            let id = self.id.clone();
+            let files = &mut self.instance_mut().files;
+            assert_eq!(files.step, Step::Proved, "{id}: nothing goes on before its files");
+            let applied = files.applied.map(|version| version.uploads);
+            assert_eq!(applied, Some(uploads), "{id}: and not before the newest of them");
+            files.step = Step::Rest;
+        }
+    }
+
+    pub(super) fn inputs_listed(
+        &mut self,
+        look: u64,
+        outcome: Result<ManifestDigest, FilesProblem>,
+        ctx: &mut Context<'_>,
+    ) {
+        let files = &self.instance().files;
+        let is_waited_for = matches!(files.step, Step::Looking { .. }) && files.looks == look;
+        if !is_waited_for || !self.is_before_work() {
+            ctx.effects.stale += 1;
+            return;
+        }
+        match outcome {
+            Ok(inputs) => {
+                self.compare_files(inputs, ctx);
+                self.go_on_with_files(ctx);
+            }
+            Err(problem) => self.files_failed(problem, ctx),
+        }
+    }
+
+    /// In a phase in which files are waited for.
+    fn is_before_work(&self) -> bool {
+        matches!(self.phase, Phase::Starting | Phase::Awake)
+    }
+
+    pub(super) fn files_progressed(&mut self, progress: FilesProgress, ctx: &mut Context<'_>) {
+        let now = ctx.now.monotonic;
+        let Step::Syncing { heard_at, .. } = &mut self.instance_mut().files.step else {
+            ctx.effects.stale += 1;
+            return;
+        };
+        *heard_at = now;
+        for message in self.queue.messages() {
+            ctx.effects.tell(message, News::Syncing { progress });
+        }
+    }
+
+    pub(super) fn files_synced(&mut self, version: FilesVersion, ctx: &mut Context<'_>) {
+        let now = ctx.now.monotonic;
+        let files = &mut self.instance_mut().files;
+        files.applied = Some(version);
+        files.failures = 0;
+        let Step::Syncing { version: wanted, since, .. } = files.step else { return };
+        if wanted != version || !self.is_before_work() {
+            return;
+        }
+        let took_ms = millis(now.since(since));
+        self.note_files(FilesChange::InPlace { took_ms }, ctx);
+        // Uploads that came meanwhile are still missing.
+        self.compare_files(version.inputs, ctx);
+        self.go_on_with_files(ctx);
+    }
+
+    fn go_on_with_files(&mut self, ctx: &mut Context<'_>) {
+        if self.instance().files.step != Step::Proved {
+            return;
+        }
+        match self.phase {
+            Phase::Starting => self.launch(ctx),
+            Phase::Awake => self.deliver_next(ctx),
+            Phase::Draining | Phase::Stopping | Phase::Asleep | Phase::Backoff | Phase::Tripped => {
+                unreachable!("{}: files are waited for before work", self.id)
+            }
+        }
+    }
+
+    pub(super) fn files_sync_failed(
+        &mut self,
+        version: FilesVersion,
+        problem: FilesProblem,
+        ctx: &mut Context<'_>,
+    ) {
+        let is_waited_for = matches!(
+            self.instance().files.step,
+            Step::Syncing { version: wanted, .. } if wanted == version
+        );
+        if !is_waited_for || !self.is_before_work() {
+            ctx.effects.stale += 1;
+            return;
+        }
+        self.files_failed(problem, ctx);
+    }
+
+    /// Nothing was heard for too long, while a launch or a lease waits. `true`: it was so.
+    pub(super) fn give_up_files(&mut self, ctx: &mut Context<'_>) -> bool {
+        let overdue_at = self.instance().files.overdue_at();
+        if overdue_at.is_none_or(|at| ctx.now.monotonic < at) {
+            return false;
+        }
+        let message = "nothing was heard of the files for too long".to_owned();
+        let problem = FilesProblem { cause: Cause::SyncFailed, message, retryable: true };
+        self.files_failed(problem, ctx);
+        true
+    }
+
+    fn files_failed(&mut self, problem: FilesProblem, ctx: &mut Context<'_>) {
+        let files = &mut self.instance_mut().files;
+        files.step = Step::Rest;
+        files.failures = files.failures.saturating_add(1);
+        let failures = files.failures;
+        let FilesProblem { cause, message, retryable } = problem;
+        let is_starting = self.phase == Phase::Starting;
+        if is_starting && retryable {
+            let change = FilesChange::Failed { cause, message, retry_at: None };
+            let because = Because::Files { change };
+            self.wake_wanted = false;
+            return self.begin_stop(StopReason::FilesFailed, because, ctx);
+        }
+        let retry_at = retryable.then(|| {
+            let pause = backoff::pause_after(failures.saturating_add(1), &self.id);
+            self.retry = Some(ctx.now.monotonic + pause);
+            ctx.now.wall + pause
+        });
+        self.note_files(FilesChange::Failed { cause, message: message.clone(), retry_at }, ctx);
+        self.settle_head(cause, message, retry_at, ctx);
+        match self.phase {
+            Phase::Starting if self.queue.is_empty() => {
+                let because = Because::NothingLeftToDo;
+                self.wake_wanted = false;
+                self.begin_stop(StopReason::FilesRefused, because, ctx);
+            }
+            // The next message may find what this one missed.
+            Phase::Starting => {
+                if self.files_are_in_place(ctx) {
+                    self.launch(ctx);
+                }
+            }
+            Phase::Awake => self.deliver_next(ctx),
+            Phase::Draining | Phase::Stopping | Phase::Asleep | Phase::Backoff | Phase::Tripped => {
+                unreachable!("{}: files are waited for before work", self.id)
+            }
+        }
+    }
+
+    /// The message that waited for the files: tried again later, not counted; or given up. It never
+    /// was with the agent.
+    fn settle_head(
+        &mut self,
+        cause: Cause,
+        detail: String,
+        retry_at: Option<Wall>,
+        ctx: &mut Context<'_>,
+    ) {
+        let Some(head) = self.queue.head() else { return };
+        let turn = TurnId { message: head.message, attempt: head.attempts };
+        if let Some(at) = retry_at {
+            let attempt = turn.attempt + 1;
+            return ctx.effects.tell(turn.message, News::Retrying { attempt, at, cause });
+        }
+        assert!(self.queue.remove_pending(turn.message), "{turn} waits, and is with nobody");
+        self.bury(turn, cause, detail, None, ctx);
+    }
+
+    pub(super) fn upload(
+        &mut self,
+        request: RequestId,
+        upload: UploadSubmission,
+        ctx: &mut Context<'_>,
+    ) {
+        let refusal = if upload.subject != self.subject && !upload.is_operator {
+            Some(Refusal::NotYourSession)
+        } else if !ctx.is_configured {
+            Some(Refusal::UnknownAgent)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            return ctx.effects.answer(request, Answer::Refused(refusal));
+        }
+        self.files.uploads += 1;
+        self.dirty = true;
+        let number = self.files.uploads;
+        let is_deleted = upload.file.is_none();
+        let (path, by) = (upload.path, upload.subject);
+        ctx.effects.write(Write::InsertUpload(UploadRecord {
+            session: self.id.clone(),
+            number,
+            path: path.clone(),
+            file: upload.file,
+            at: ctx.now.wall,
+            by: by.clone(),
+        }));
+        self.note_files(FilesChange::Uploaded { path, is_deleted, by }, ctx);
+        ctx.effects.answer(request, Answer::Uploaded { number });
+    }
+
+    pub(super) fn checkpoint_offered(
+        &mut self,
+        request: RequestId,
+        offer: CheckpointOffer,
+        ctx: &mut Context<'_>,
+    ) {
+        let is_whole = self.instance().files.applied.is_some();
+        let is_ours = offer.lineage == self.files.lineage
+            && (self.files.floor..=self.files.uploads).contains(&offer.uploads);
+        if !is_whole || !is_ours {
+            let refusal = if is_whole { Refusal::OtherLineage } else { Refusal::NotWhole };
+            return ctx.effects.answer(request, Answer::Refused(refusal));
+        }
+        self.files.checkpoints += 1;
+        let number = self.files.checkpoints;
+        self.files.restore = number;
+        self.files.floor = offer.uploads;
+        self.dirty = true;
+        ctx.effects.write(Write::InsertCheckpoint {
+            record: CheckpointRecord {
+                session: self.id.clone(),
+                number,
+                manifest: offer.manifest,
+                uploads: offer.uploads,
+                files: offer.files,
+                bytes: offer.bytes,
+                at: ctx.now.wall,
+                generation: self.generation,
+                turn: offer.turn,
+            },
+            keep: ctx.policy.files.keep,
+        });
+        let (files, bytes) = (offer.files, offer.bytes);
+        self.note_files(FilesChange::CheckpointMade { number, files, bytes }, ctx);
+        ctx.effects.answer(request, Answer::CheckpointMade { number });
+    }
+
+    /// The next life begins with that checkpoint. What a living one makes until then is its own.
+    pub(super) fn restore_requested(
+        &mut self,
+        request: RequestId,
+        checkpoint: u64,
+        by: Subject,
+        ctx: &mut Context<'_>,
+    ) {
+        if !(1..=self.files.checkpoints).contains(&checkpoint) {
+            let denied = RequestOutcome::Denied(DeniedBecause::NoSuchCheckpoint);
+            return ctx.effects.answer(request, Answer::Requested(denied));
+        }
+        self.files.restore = checkpoint;
+        self.files.floor = self.files.uploads;
+        self.files.lineage += 1;
+        self.dirty = true;
+        let because = Because::Files { change: FilesChange::RestoreRequested { checkpoint, by } };
+        match self.phase {
+            Phase::Asleep | Phase::Backoff | Phase::Tripped => self.note(because, ctx),
+            Phase::Draining | Phase::Stopping => {
+                self.want_wake();
+                self.note(because, ctx);
+            }
+            Phase::Starting => {
+                self.want_wake();
+                self.begin_stop(StopReason::OperatorRestart, because, ctx);
+            }
+            Phase::Awake => {
+                self.want_wake();
+                self.stop_or_drain(StopReason::OperatorRestart, because, ctx);
+            }
+        }
+        let waiting = self.queue.len();
+        ctx.effects.answer(request, Answer::Requested(RequestOutcome::Accepted { waiting }));
+    }
+}
