@@ -109,6 +109,25 @@ impl fmt::Display for ContentId {
     }
 }
 
+/// Neither a SHA-256 nor a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("what a file contains is told as sha256:DIGITS or etag:VERSION")]
+pub struct NotAContentId;
+
+impl std::str::FromStr for ContentId {
+    type Err = NotAContentId;
+    fn from_str(text: &str) -> Result<Self, NotAContentId> {
+        match text.split_once(':') {
+            Some(("sha256", digits)) => digits.parse().map(Self::Sha256).map_err(|_| NotAContentId),
+            Some(("etag", etag)) => {
+                let id = Self::etag(etag).filter(|id| id.to_string() == text);
+                id.ok_or(NotAContentId)
+            }
+            _other => Err(NotAContentId),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum FileKind {
@@ -174,6 +193,17 @@ pub enum ManifestError {
     TooLarge { max: u64 },
 }
 
+/// Why a text is no manifest's canonical form.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseManifestError {
+    #[error("line {0} is not understood")]
+    Line(usize),
+    #[error("its files are not in order")]
+    Unsorted,
+    #[error(transparent)]
+    Tree(#[from] ManifestError),
+}
+
 impl Manifest {
     pub fn new(mut entries: Vec<FileEntry>) -> Result<Self, ManifestError> {
         if entries.len() > limits::FILES_MAX {
@@ -231,9 +261,46 @@ impl Manifest {
         text
     }
 
+    /// Reads what `canonical` wrote, and nothing else.
+    pub fn parse(text: &str) -> Result<Self, ParseManifestError> {
+        let mut entries = Vec::new();
+        let mut lines = text.split_inclusive('\n').zip(1..);
+        while let Some((line, number)) = lines.next() {
+            let target = || lines.next().and_then(|(line, _)| line.strip_suffix('\n'));
+            let entry = line.strip_suffix('\n').and_then(|line| parse_line(line, target));
+            entries.push(entry.ok_or(ParseManifestError::Line(number))?);
+        }
+        let is_sorted = entries.is_sorted_by(|one, other| one.path < other.path);
+        let manifest = Self::new(entries)?;
+        if is_sorted { Ok(manifest) } else { Err(ParseManifestError::Unsorted) }
+    }
+
     pub fn digest(&self) -> ManifestDigest {
         ManifestDigest(Sha256Hash::of(self.canonical().as_bytes()))
     }
+}
+
+fn parse_line<'a>(line: &str, target: impl FnOnce() -> Option<&'a str>) -> Option<FileEntry> {
+    let (word, rest) = line.split_once(' ')?;
+    let (path, kind) = match word {
+        "file" => {
+            let mut parts = rest.splitn(4, ' ');
+            let is_executable = match parts.next()? {
+                "x" => true,
+                "-" => false,
+                _other => return None,
+            };
+            let bytes = parts.next()?;
+            let has_one_spelling = bytes.parse().is_ok_and(|n: u64| n.to_string() == bytes);
+            let bytes = bytes.parse().ok().filter(|_| has_one_spelling)?;
+            let content = parts.next()?.parse().ok()?;
+            (parts.next()?, FileKind::File { bytes, content, is_executable })
+        }
+        "link" => (rest, FileKind::Link { target: target()?.into() }),
+        "folder" => (rest, FileKind::Folder),
+        _other => return None,
+    };
+    Some(FileEntry { path: FilePath::new(path).ok()?, kind })
 }
 
 impl TryFrom<Vec<FileEntry>> for Manifest {

@@ -60,6 +60,7 @@ fn it_is_read_back_as_it_was_written_and_a_bad_one_is_not_read() {
     let manifest = Manifest::new(vec![file("a/x"), link("l", "a/x"), folder("empty")]).unwrap();
     let text = serde_json::to_string(&manifest).unwrap();
     assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), manifest);
+    assert_eq!(Manifest::parse(&manifest.canonical()), Ok(manifest));
     let escaping = text.replace("\"empty\"", "\"../empty\"");
     assert!(serde_json::from_str::<Manifest>(&escaping).is_err());
 }
@@ -76,7 +77,33 @@ fn a_version_of_an_object_is_taken_without_its_quotes() {
     assert_eq!(etag("a b"), None);
 }
 
+#[test]
+fn a_text_that_is_not_canonical_is_no_manifest() {
+    let text = Manifest::new(vec![file("a"), link("l", "a"), folder("z")]).unwrap().canonical();
+    for bad in [
+        text.replace(" - 3 ", " - 03 "),
+        text.replace("file -", "file w"),
+        text.replace("folder z\n", "folder z"),
+        text.replace("folder z", "folder ../z"),
+        text.replace("folder z", "folder A"),
+        text.replace("sha256:", "md5:"),
+        format!("{text}{text}"),
+    ] {
+        assert_ne!(bad, text);
+        assert!(Manifest::parse(&bad).is_err(), "{bad}");
+    }
+}
+
 proptest! {
+    #[test]
+    fn whatever_is_read_is_written_the_same_again(
+        text in "((file [-x] [0-3] (sha256|etag):[a-z]{0,3} |link |folder )[a-c/]{1,3}\n){0,3}",
+    ) {
+        if let Ok(manifest) = Manifest::parse(&text) {
+            prop_assert_eq!(manifest.canonical(), text);
+        }
+    }
+
     #[test]
     fn it_takes_exactly_the_trees_that_a_folder_can_hold(
         paths in prop::collection::vec("[aA](/[bB]){0,2}", 0..6),
