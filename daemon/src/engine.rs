@@ -249,6 +249,8 @@ impl Engine {
     fn release(&mut self, mut pending: Pending) {
         self.metrics.count(&pending.effects);
         self.metrics.count_outcomes(&pending.outcomes);
+        let supervisor = &self.supervisor;
+        self.metrics.set_held_back(supervisor.agents_held_back(), supervisor.restarts_waiting());
         self.notifier.tell(&pending.outcomes);
         for (request, answer) in std::mem::take(&mut pending.effects.answers) {
             let ask = pending.waiting.remove(&request).expect("each request is answered once");

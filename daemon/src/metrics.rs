@@ -94,6 +94,8 @@ pub(crate) struct Metrics {
     pub(crate) store_full: Counter,
     pub(crate) waiting: Gauge,
     sessions: Family<PhaseLabel, Gauge>,
+    agents_held_back: Family<AgentLabel, Gauge>,
+    restarts_waiting: Gauge,
     pub(crate) bridges: Gauge,
 }
 
@@ -124,6 +126,8 @@ impl Metrics {
             store_full: Counter::default(),
             waiting: Gauge::default(),
             sessions: Family::default(),
+            agents_held_back: Family::default(),
+            restarts_waiting: Gauge::default(),
             bridges: Gauge::default(),
         };
         metrics.begin(agents);
@@ -136,6 +140,7 @@ impl Metrics {
             for family in [&self.starts, &self.failures, &self.trips, &self.memory_raised] {
                 drop(family.get_or_create(&label()));
             }
+            drop(self.agents_held_back.get_or_create(&label()));
             for cause in DEAD_CAUSES {
                 let label = DeadLabel { agent: agent.to_string(), cause: cause.code() };
                 drop(self.dead_letters.get_or_create(&label));
@@ -177,6 +182,16 @@ impl Metrics {
             "start_seconds",
             "From the order of an instance to a ready agent",
             self.start_seconds.clone(),
+        );
+        r.register(
+            "agent_held_back",
+            "1 while an agent's starts fail and only one of them is tried at a time",
+            self.agents_held_back.clone(),
+        );
+        r.register(
+            "restarts_waiting",
+            "Sessions that failed before and wait for the node's budget of such starts",
+            self.restarts_waiting.clone(),
         );
         r.register("exits", "Ends of instances, as they were diagnosed", self.exits.clone());
         r.register("failures", "Lives and starts that failed", self.failures.clone());
@@ -290,6 +305,19 @@ impl Metrics {
         }
     }
 
+    /// What keeps sessions from being started beside their own breakers.
+    pub(crate) fn set_held_back<'a>(
+        &self,
+        agents: impl Iterator<Item = (&'a AgentName, bool)>,
+        restarts_waiting: usize,
+    ) {
+        for (agent, is_held_back) in agents {
+            let label = AgentLabel { agent: agent.to_string() };
+            self.agents_held_back.get_or_create(&label).set(i64::from(is_held_back));
+        }
+        self.restarts_waiting.set(i64::try_from(restarts_waiting).unwrap_or(i64::MAX));
+    }
+
     /// By place in `Phase::ALL`.
     pub(crate) fn set_sessions(&self, by_phase: &[u64; Phase::ALL.len()]) {
         for (phase, count) in Phase::ALL.iter().zip(by_phase) {
@@ -374,6 +402,33 @@ mod tests {
             assert!(has(line), "{line} is not in\n{}", metrics.text().unwrap());
         }
         assert!(!metrics.text().unwrap().contains("a/k"), "no session is a label");
+    }
+
+    #[test]
+    fn who_is_held_back_is_there_as_nobody_from_the_start_and_is_let_go_again() {
+        let agents: Vec<AgentName> = ["a", "b"].map(|name| AgentName::new(name).unwrap()).into();
+        let metrics = Metrics::new(agents.iter());
+        let lines = |held: [bool; 2], waiting| {
+            metrics.set_held_back(agents.iter().zip(held), waiting);
+            let text = metrics.text().unwrap();
+            let is_of_it =
+                |line: &&str| line.contains("_held_back{") || line.contains("s_waiting ");
+            let mut lines: Vec<String> = text.lines().filter(is_of_it).map(str::to_owned).collect();
+            lines.retain(|line| !line.starts_with('#') && !line.contains("messages"));
+            lines.sort();
+            lines
+        };
+        let expected = |a, b, waiting| {
+            vec![
+                format!("dormouse_agent_held_back{{agent=\"a\"}} {a}"),
+                format!("dormouse_agent_held_back{{agent=\"b\"}} {b}"),
+                format!("dormouse_restarts_waiting {waiting}"),
+            ]
+        };
+        let begun = metrics.text().unwrap();
+        assert!(begun.contains("dormouse_agent_held_back{agent=\"b\"} 0"), "{begun}");
+        assert_eq!(lines([false, true], 3), expected(0, 1, 3));
+        assert_eq!(lines([false, false], 0), expected(0, 0, 0));
     }
 
     #[test]

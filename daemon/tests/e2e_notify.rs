@@ -111,6 +111,34 @@ fn a_tripped_session_is_told_until_somebody_takes_it_and_its_message_is_kept() {
     }
 }
 
+/// Every session of it fails at its start, five of them in a row.
+#[test]
+fn an_agent_that_is_held_back_and_sessions_that_wait_for_the_budget_are_counted() {
+    let daemon = Setup::new()
+        .config(
+            "[node]\nrestarts_per_minute = 1\n[agents.absent]\ncommand = [\"no-such-program\"]\n\
+             adapter = { kind = \"jsonl\" }\n",
+        )
+        .start();
+    let client = daemon.client();
+    let gauge = |name: &str| -> i64 {
+        let text = client.get("/metrics").text();
+        let value = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        value.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+    };
+    let held_back = "dormouse_agent_held_back{agent=\"absent\"}";
+    client.submit("absent/1", "hello");
+    client.submit("absent/2", "hello");
+    until("a session to wait for the budget", || {
+        (gauge("dormouse_restarts_waiting") > 0).then_some(())
+    });
+    assert_eq!(gauge(held_back), 0, "two sessions are not the agent");
+    for key in 3..=5 {
+        client.submit(&format!("absent/{key}"), "hello");
+    }
+    until("the agent to be held back", || (gauge(held_back) == 1).then_some(()));
+}
+
 #[test]
 fn a_dead_letter_is_handed_to_a_command_which_does_not_hold_up_the_agents() {
     let setup = Setup::new();

@@ -6,9 +6,10 @@
 
 use std::collections::VecDeque;
 
+use crate::agent_breaker::AgentBreaker;
 use crate::cause::Cause;
 use crate::command::{Effects, News, Write};
-use crate::id::SessionId;
+use crate::id::{AgentName, SessionId};
 use crate::journal::{Because, Decision};
 use crate::supervisor::Supervisor;
 use crate::time::{Monotonic, Now};
@@ -42,6 +43,19 @@ impl Line {
 }
 
 impl Supervisor {
+    /// Each configured agent, and whether it is not started for now but for a probe, because
+    /// several of its sessions in a row failed at their start.
+    pub fn agents_held_back(&self) -> impl Iterator<Item = (&AgentName, bool)> {
+        let is_held = |agent| self.agent_breakers.get(agent).is_some_and(AgentBreaker::is_open);
+        self.agents.keys().map(move |agent| (agent, is_held(agent)))
+    }
+
+    /// Sessions that failed before and wait for the node's budget of such starts. One that wants no
+    /// start any more counts until the budget has room, which is within a minute.
+    pub fn restarts_waiting(&self) -> usize {
+        self.paced.len()
+    }
+
     /// Its agent is not started for now.
     pub(super) fn hold_back(
         &mut self,
