@@ -5,6 +5,9 @@
 //!  bridge                                        daemon
 //!    ── hello ─────────────────────────────────────▶   who I am, how far my agent is, what I hold
 //!    ◀───────────────────────── welcome | refused ──   with `launch`: execute the agent now
+//!    ◀──────────────────────────────────── sync ────   files first; again whenever they change
+//!    ── syncing*, synced | sync_failed ────────────▶   `synced` is repeated on each line
+//!    ◀────────────────────────────────── launch ────   execute the agent now
 //!    ── ready ─────────────────────────────────────▶
 //!    ◀──────────────────────────────────── turn ────
 //!    ── delta*, hold*, ended ──────────────────────▶   `ended` is repeated on each line until …
@@ -27,7 +30,11 @@ use std::path::PathBuf;
 use dormouse_core::event::{AgentState, TurnOutcome};
 use dormouse_core::evidence::Evidence;
 use dormouse_core::id::{BootId, Generation, SessionId, TurnId};
+use dormouse_core::manifest::FilesVersion;
 use serde::{Deserialize, Serialize};
+
+use crate::files::wire::{FilesReport, SyncProblem};
+use crate::rundir::Dial;
 
 /// Raised when an older side could misunderstand a newer one.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -63,11 +70,29 @@ pub enum FromBridge {
     Ended {
         turn: TurnId,
         outcome: TurnOutcome,
+        /// Absent where no checkpoints are taken.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        files: Option<FilesReport>,
     },
     /// The agent asks to stay awake.
     Hold {
         name: String,
         for_ms: u64,
+    },
+    /// How far a sync is; at most about twice a second, and only when something went on.
+    Syncing {
+        done_files: u64,
+        files: u64,
+        done_bytes: u64,
+        bytes: u64,
+    },
+    /// The workspace holds that version: every byte of it is on disk and proved.
+    Synced {
+        version: FilesVersion,
+    },
+    SyncFailed {
+        version: FilesVersion,
+        problem: SyncProblem,
     },
     /// The last word: the agent and all its children are gone.
     Exited {
@@ -86,6 +111,9 @@ pub struct Hello {
     pub agent: AgentState,
     /// Turns that run, or whose result is not acknowledged yet.
     pub held: Vec<TurnId>,
+    /// What the workspace was proved to hold since this bridge started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub applied: Option<FilesVersion>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +126,18 @@ pub enum ToBridge {
     /// End at once; start nothing, report nothing.
     Refused {
         why: String,
+    },
+    /// Bring the workspace to this version. A newer one replaces the one under way.
+    Sync {
+        version: FilesVersion,
+        /// Where the plan and the bytes are.
+        files: Dial,
+        /// Where the agent is going to work. Exists already.
+        workspace: PathBuf,
+    },
+    /// Execute the agent now, as `welcome` with a launch would.
+    Launch {
+        launch: Launch,
     },
     Turn {
         turn: TurnId,

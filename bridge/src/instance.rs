@@ -136,6 +136,7 @@ impl Instance {
             token: self.spec.token.clone(),
             agent,
             held: self.turns.held(),
+            applied: None,
         })
     }
 
@@ -147,6 +148,8 @@ impl Instance {
             ToBridge::Welcome { launch } => self.on_welcome(launch),
             ToBridge::Refused { why } => self.on_refused(&why),
             _ if !is_welcomed => self.log.note("dropped a frame that came before the welcome"),
+            ToBridge::Sync { .. } => self.log.note("sync"),
+            ToBridge::Launch { launch } => self.on_launch_frame(launch),
             ToBridge::Turn { turn, text } => self.on_turn(turn, &text),
             ToBridge::Acknowledge { turn } => self.on_acknowledge(turn),
             ToBridge::Stop { grace_ms } => {
@@ -162,10 +165,15 @@ impl Instance {
         self.turns.retell();
         self.holds.retell(Instant::now());
         self.log.note("welcomed by the daemon");
-        match (launch, &self.phase) {
-            (Some(launch), Phase::NotLaunched) => self.on_launch(launch),
-            (Some(_), _) => self.log.note("ignored a second launch"),
-            (None, _) => {}
+        if let Some(launch) = launch {
+            self.on_launch_frame(launch);
+        }
+    }
+
+    fn on_launch_frame(&mut self, launch: Launch) {
+        match self.phase {
+            Phase::NotLaunched => self.on_launch(launch),
+            _ => self.log.note("ignored a second launch"),
         }
     }
 

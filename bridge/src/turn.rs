@@ -180,7 +180,11 @@ impl Turns {
                 return Some(delta);
             }
             kept.is_ended_sent = true;
-            return Some(FromBridge::Ended { turn: kept.turn, outcome: kept.outcome.clone() });
+            return Some(FromBridge::Ended {
+                turn: kept.turn,
+                outcome: kept.outcome.clone(),
+                files: None,
+            });
         }
         let running = self.running.as_mut()?;
         next_delta(running.turn, &running.text, &mut running.sent_bytes)

@@ -36,7 +36,9 @@ fn names(names: &[&str]) -> BTreeSet<String> {
 #[test]
 fn every_frame_of_the_bridge_has_an_example_that_is_one() {
     let shown = check::<FromBridge>("from-bridge");
-    assert_eq!(shown, names(&["hello", "ready", "delta", "ended", "hold", "exited"]));
+    let syncs = ["syncing", "synced", "sync_failed"];
+    let expected = ["hello", "ready", "delta", "ended", "hold", "exited"];
+    assert_eq!(shown, names(&[&expected[..], &syncs].concat()));
     // The compiler asks whoever adds a frame to come by here.
     let _all = |frame: FromBridge| match frame {
         FromBridge::Hello(_)
@@ -44,6 +46,9 @@ fn every_frame_of_the_bridge_has_an_example_that_is_one() {
         | FromBridge::Delta { .. }
         | FromBridge::Ended { .. }
         | FromBridge::Hold { .. }
+        | FromBridge::Syncing { .. }
+        | FromBridge::Synced { .. }
+        | FromBridge::SyncFailed { .. }
         | FromBridge::Exited { .. } => {}
     };
 }
@@ -51,12 +56,15 @@ fn every_frame_of_the_bridge_has_an_example_that_is_one() {
 #[test]
 fn every_frame_to_the_bridge_has_an_example_that_is_one() {
     let shown = check::<ToBridge>("to-bridge");
-    let expected = ["welcome", "refused", "turn", "acknowledge", "stop", "release"];
+    let expected =
+        ["welcome", "refused", "sync", "launch", "turn", "acknowledge", "stop", "release"];
     assert_eq!(shown, names(&expected));
     // The compiler asks whoever adds a frame to come by here.
     let _all = |frame: ToBridge| match frame {
         ToBridge::Welcome { .. }
         | ToBridge::Refused { .. }
+        | ToBridge::Sync { .. }
+        | ToBridge::Launch { .. }
         | ToBridge::Turn { .. }
         | ToBridge::Acknowledge { .. }
         | ToBridge::Stop { .. }

@@ -18,8 +18,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dormouse_bridge::files::wire::SyncProblem;
 use dormouse_bridge::frames::{FromBridge, ToBridge};
-use dormouse_core::event::{AgentState, Event, TurnOutcome};
+use dormouse_core::cause::Cause;
+use dormouse_core::event::{AgentState, Event, FilesProblem, FilesProgress, TurnOutcome};
 use dormouse_core::id::{BootId, InstanceId, TurnId};
 use dormouse_core::limits;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -287,7 +289,7 @@ impl Reporter {
                 within("a piece of a reply", text.len(), limits::DELTA_BYTES_MAX)?;
                 Event::TurnProgressed { instance, turn, offset, text }
             }
-            FromBridge::Ended { turn, outcome } => {
+            FromBridge::Ended { turn, outcome, .. } => {
                 if let TurnOutcome::Answered { text, .. } = &outcome {
                     within("a reply", text.len(), limits::REPLY_BYTES_MAX)?;
                 }
@@ -297,6 +299,15 @@ impl Reporter {
                 within("a hold's name", name.len(), limits::HOLD_NAME_BYTES_MAX)?;
                 Event::HoldTaken { instance, name, for_ms }
             }
+            FromBridge::Syncing { done_files, files, done_bytes, bytes } => {
+                let progress = FilesProgress { done_files, files, done_bytes, bytes };
+                Event::FilesProgressed { instance, progress }
+            }
+            FromBridge::Synced { version } => Event::FilesSynced { instance, version },
+            FromBridge::SyncFailed { version, problem } => {
+                let problem = files_problem(&problem);
+                Event::FilesSyncFailed { instance, version, problem }
+            }
             FromBridge::Exited { mut evidence } => {
                 // Cut, not refused: the last word of an instance must not be lost to a formality.
                 cut_to_tail(&mut evidence.log_tail, limits::LOG_TAIL_BYTES_MAX);
@@ -304,6 +315,20 @@ impl Reporter {
             }
         })
     }
+}
+
+/// A bridge's words and the paths that they are about, in one sentence.
+fn files_problem(problem: &SyncProblem) -> FilesProblem {
+    let SyncProblem { message, retryable, paths, more } = problem;
+    let mut words = message.clone();
+    if !paths.is_empty() {
+        words.push_str(&format!(" ({}", paths.join(", ")));
+        if *more > 0 {
+            words.push_str(&format!(", and {more} more"));
+        }
+        words.push(')');
+    }
+    FilesProblem { cause: Cause::SyncFailed, message: words, retryable: *retryable }
 }
 
 fn within(what: &'static str, bytes: usize, max: usize) -> Result<(), ReportError> {

@@ -181,7 +181,7 @@ async fn deltas_come_while_the_program_runs() {
     std::fs::write(stage.workspace().join("go"), "").unwrap();
     let expected = FromBridge::Delta { turn, offset: 4, text: "two".into() };
     assert_eq!(line.next().await, expected);
-    let expected = FromBridge::Ended { turn, outcome: answered("one two") };
+    let expected = FromBridge::Ended { turn, outcome: answered("one two"), files: None };
     assert_eq!(line.next().await, expected);
 }
 
@@ -279,7 +279,7 @@ async fn a_program_that_finishes_within_the_grace_has_answered() {
     if matches!(frames[0], FromBridge::Delta { .. }) {
         frames.push(line.next().await);
     }
-    let expected = FromBridge::Ended { turn, outcome: answered("begun\nfinished\n") };
+    let expected = FromBridge::Ended { turn, outcome: answered("begun\nfinished\n"), files: None };
     assert_eq!(frames.pop(), Some(expected));
     line.exited().await;
 }

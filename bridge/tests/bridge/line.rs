@@ -78,7 +78,7 @@ async fn a_lost_line_comes_back_with_all_that_is_known() {
     assert_eq!((hello.agent, hello.held), (AgentState::Ready, vec![first, second]));
     line.send(ToBridge::Welcome { launch: None }).await;
     assert_eq!(line.next().await, FromBridge::Ready);
-    let ended = |turn, text: &str| FromBridge::Ended { turn, outcome: answered(text) };
+    let ended = |turn, text: &str| FromBridge::Ended { turn, outcome: answered(text), files: None };
     assert_eq!(line.next().await, ended(first, "first"));
     assert_eq!(line.next().await, delta(0, "one"));
     line.send(ToBridge::Acknowledge { turn: first }).await;
@@ -111,7 +111,7 @@ async fn a_result_that_comes_while_the_daemon_is_away_waits_for_it() {
     stage.listen();
     let mut line = stage.welcome(None).await;
     assert_eq!(line.next().await, FromBridge::Ready);
-    let ended = FromBridge::Ended { turn, outcome: answered("late") };
+    let ended = FromBridge::Ended { turn, outcome: answered("late"), files: None };
     assert_eq!(line.next().await, ended);
 }
 
@@ -131,7 +131,7 @@ async fn a_turn_is_executed_once_however_often_it_is_sent() {
     line.turn(1, "x").await;
     assert_eq!(line.next().await, delta);
     std::fs::write(stage.workspace().join("go"), "").unwrap();
-    let ended = FromBridge::Ended { turn: first, outcome: answered("d") };
+    let ended = FromBridge::Ended { turn: first, outcome: answered("d"), files: None };
     assert_eq!(line.next().await, ended);
     // After its end: the kept result comes again.
     line.turn(1, "x").await;

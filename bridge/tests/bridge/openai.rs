@@ -92,7 +92,8 @@ def respond(self, body):
     assert_eq!(line.next().await, delta(0, "Hel"));
     std::fs::write(stage.workspace().join("go"), "").unwrap();
     assert_eq!(line.next().await, delta(3, "lo é"));
-    assert_eq!(line.next().await, FromBridge::Ended { turn, outcome: answered("Hello é") });
+    let ended = FromBridge::Ended { turn, outcome: answered("Hello é"), files: None };
+    assert_eq!(line.next().await, ended);
     let request: serde_json::Value =
         serde_json::from_str(&stage.workspace_file("request").unwrap()).unwrap();
     let expected = serde_json::json!({
@@ -286,7 +287,7 @@ def respond(self, body):
     let outcome = loop {
         match line.next().await {
             FromBridge::Delta { .. } => {}
-            FromBridge::Ended { turn: of, outcome } if of == turn => break outcome,
+            FromBridge::Ended { turn: of, outcome, .. } if of == turn => break outcome,
             other => panic!("{other:?}"),
         }
     };

@@ -264,7 +264,7 @@ impl Line {
                     assert_eq!((of, offset), (turn, text.len() as u64));
                     text.push_str(&piece);
                 }
-                FromBridge::Ended { turn: of, outcome } => {
+                FromBridge::Ended { turn: of, outcome, .. } => {
                     assert_eq!(of, turn);
                     return (text, outcome);
                 }

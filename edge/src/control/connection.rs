@@ -170,7 +170,7 @@ async fn first_frame(stream: UnixStream) -> Result<(Socket, Result<Hello, Fault>
 }
 
 fn checked(hello: Hello, shared: &Shared) -> Result<Introduction, Fault> {
-    let Hello { version, session, generation, boot, token, agent, held } = hello;
+    let Hello { version, session, generation, boot, token, agent, held, .. } = hello;
     if version != PROTOCOL_VERSION {
         return Err(Fault::Version(version));
     }

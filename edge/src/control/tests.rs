@@ -59,6 +59,7 @@ fn hello(instance: &InstanceId, boot: BootId) -> Hello {
         token: secret().token_of(instance),
         agent: AgentState::NotLaunched,
         held: Vec::new(),
+        applied: None,
     }
 }
 
@@ -150,7 +151,7 @@ async fn each_frame_becomes_an_event_of_the_instance_that_the_token_proved() {
         FromBridge::Ready,
         FromBridge::Delta { turn: turn(7), offset: 4, text: "…".into() },
         FromBridge::Hold { name: "tool".into(), for_ms: 9 },
-        FromBridge::Ended { turn: turn(7), outcome: outcome.clone() },
+        FromBridge::Ended { turn: turn(7), outcome: outcome.clone(), files: None },
         FromBridge::Exited { evidence: evidence.clone() },
     ];
     for frame in &frames {

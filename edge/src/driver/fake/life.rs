@@ -114,6 +114,12 @@ impl Life {
                 }
                 Then::Say(self.repeated())
             }
+            // Nothing is worked on here, so that everything is there at once.
+            ToBridge::Sync { version, .. } => Then::Say(vec![FromBridge::Synced { version }]),
+            ToBridge::Launch { .. } => {
+                self.launched_at.get_or_insert(now);
+                Then::nothing()
+            }
             ToBridge::Refused { .. } | ToBridge::Release => Then::End,
             ToBridge::Turn { turn, text } => self.begin(turn, &text, now),
             ToBridge::Acknowledge { turn } => {
@@ -180,6 +186,7 @@ impl Life {
         let ended = |(turn, outcome): (&TurnId, &TurnOutcome)| FromBridge::Ended {
             turn: *turn,
             outcome: outcome.clone(),
+            files: None,
         };
         let exited =
             self.exit.iter().map(|evidence| FromBridge::Exited { evidence: evidence.clone() });
@@ -188,7 +195,11 @@ impl Life {
 
     fn begin(&mut self, turn: TurnId, text: &str, now: Instant) -> Then {
         if let Some(outcome) = self.kept.get(&turn) {
-            return Then::Say(vec![FromBridge::Ended { turn, outcome: outcome.clone() }]);
+            return Then::Say(vec![FromBridge::Ended {
+                turn,
+                outcome: outcome.clone(),
+                files: None,
+            }]);
         }
         let is_known = self.running.as_ref().is_some_and(|running| running.turn == turn);
         if is_known || self.exit.is_some() {
@@ -251,7 +262,7 @@ impl Life {
     fn finish(&mut self, turn: TurnId, outcome: TurnOutcome) -> FromBridge {
         self.running = None;
         self.kept.insert(turn, outcome.clone());
-        FromBridge::Ended { turn, outcome }
+        FromBridge::Ended { turn, outcome, files: None }
     }
 
     fn stop(&mut self, grace: Duration, now: Instant) -> Then {
