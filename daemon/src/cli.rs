@@ -117,7 +117,7 @@ fn run(arguments: Arguments, terminal: &mut Terminal) -> Result<(), CommandError
             keys::create_offline(&options, name, subject, operator, common.json, terminal)
         }
         Command::Why(WhyAnything { foreign: Some(foreign), .. }) => {
-            why_foreign::why(foreign, common.json, terminal)
+            why_foreign::why(foreign, &options, common.json, terminal)
         }
         command => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -7,6 +7,7 @@
 
 mod notify;
 mod policies;
+mod prices;
 pub(crate) mod units;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,8 @@ use dormouse_core::policy::{AgentPolicy, NodePolicy};
 use dormouse_edge::driver::fake::FakeScript;
 use notify::NotifyTable;
 use policies::{breaker_of, heap_follows, heap_percent, memory_of, policy_of};
+pub(crate) use prices::Prices;
+use prices::{PricesTable, prices_of};
 use serde::Deserialize;
 use units::{Size, Span};
 
@@ -48,6 +51,7 @@ pub(crate) enum ConfigError {
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
+    pub(crate) prices: Option<Prices>,
     pub(crate) node: NodePolicy,
     pub(crate) orphan_limit: Duration,
     pub(crate) refuse_without_cgroup: bool,
@@ -119,6 +123,7 @@ impl AdapterSetting {
 #[serde(deny_unknown_fields, default)]
 struct File {
     server: ServerTable,
+    prices: PricesTable,
     node: NodeTable,
     limits: LimitsTable,
     notify: NotifyTable,
@@ -320,6 +325,7 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), Co
         problem,
     };
     check_node(&file).map_err(|(setting, problem)| wrong(setting, problem))?;
+    let prices = prices_of(file.prices).map_err(|(setting, problem)| wrong(setting, problem))?;
     let notify =
         notify::targets_of(file.notify).map_err(|(setting, problem)| wrong(setting, problem))?;
     let mut agents = BTreeMap::new();
@@ -335,6 +341,7 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), Co
     }
     let config = Config {
         listen: file.server.listen,
+        prices,
         node: NodePolicy {
             starts_at_once: file.node.starts_at_once,
             restarts_per_minute: file.node.restarts_per_minute,
@@ -509,6 +516,29 @@ mod tests {
         let error = parsed("[server]\nlisen = \"127.0.0.1:1\"").unwrap_err();
         assert!(error.contains("line 2"), "{error}");
         assert!(error.contains("Did you mean `listen`?"), "{error}");
+    }
+
+    #[test]
+    fn prices_are_named_with_the_file_and_the_line_where_they_make_no_sense() {
+        let refused = |lines: &str| {
+            let error = parsed(&format!("[node]\nstarts_at_once = 4\n[prices]\n{lines}"));
+            error.unwrap_err()
+        };
+        for (lines, words) in [
+            ("currency = \"USD\"\nmemory_gib_month = -3.5", ["line 5", "-3.5 is no price"]),
+            ("memory_gib_mont = 3.5", ["line 4", "Did you mean `memory_gib_month`?"]),
+            ("memory_gib_month = 3.5", ["prices.currency", "is missing"]),
+        ] {
+            let error = refused(lines);
+            assert!(error.contains("the config dormouse.toml is wrong"), "{error}");
+            words.iter().for_each(|words| assert!(error.contains(words), "{lines}: {error}"));
+        }
+        let written = parsed("[prices]\nmemory_gib_month = 3.50\ncurrency = \"USD\"").unwrap();
+        assert!(written.prices.is_some());
+        assert_eq!(parsed(DEFAULT).unwrap().prices, None);
+        let manual = DEFAULT.replace("#   memory_gib_month", "memory_gib_month");
+        let manual = manual.replace("#   currency", "currency").replace("# [prices]", "[prices]");
+        assert_eq!(parsed(&manual).unwrap().prices, written.prices);
     }
 
     #[test]

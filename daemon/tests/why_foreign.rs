@@ -235,6 +235,35 @@ fn files_and_standard_input_need_no_tool_and_no_name() {
 }
 
 #[test]
+fn what_more_memory_costs_is_named_where_the_config_has_prices() {
+    let place = Place::new();
+    let inspected = json!([{"Id": "0123456789ab", "Name": "/web", "RestartCount": 0,
+        "HostConfig": {"Memory": 536_870_912},
+        "State": {"Status": "exited", "Running": false, "OOMKilled": true, "ExitCode": 137,
+            "StartedAt": "2026-01-01T10:00:00Z", "FinishedAt": "2026-01-01T10:00:28Z"}}]);
+    let file = place.file("inspect.json", &inspected.to_string());
+    let event = json!({"Type": "container", "Action": "oom", "time": 1_767_261_628,
+        "Actor": {"ID": "0123456789ab", "Attributes": {"name": "web"}}});
+    let events = place.file("events.json", &event.to_string());
+    let config = "[prices]\nmemory_gib_month = 3.50\ncurrency = \"USD\"\n";
+    let config = place.file("priced.toml", config);
+    let of_files = ["docker", "--from", &file, "--from", &events];
+    let priced = [&of_files[..], &["--config", &config]].concat();
+    let cost = "+1.5 GiB, about 5.25 USD a month";
+    let seen = place.why(&priced);
+    assert!(seen.out.contains(cost), "{}{}", seen.out, seen.err);
+    let value = place.why(&[&priced[..], &["--json"]].concat()).json();
+    assert_eq!(value["remedy"]["monthly_difference"], cost);
+    let unpriced = place.why(&of_files);
+    assert!(!unpriced.out.contains("a month"), "{}", unpriced.out);
+    let wrong = place.file("wrong.toml", "[prices]\nmemory_gib_month = -1\ncurrency = \"USD\"\n");
+    let seen = place.why(&[&of_files[..], &["--config", &wrong]].concat());
+    assert_eq!(seen.code, unpriced.code, "{}", seen.err);
+    let words = seen.out.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("what memory costs: the config") && words.contains("line 2"), "{words}");
+}
+
+#[test]
 fn a_document_that_cannot_be_used_is_refused_by_its_name_and_place() {
     let place = Place::new();
     let refusal = |name: &str, content: &str| {

@@ -12,7 +12,7 @@ use dormouse_core::diagnosis::Confidence;
 use dormouse_core::id::SessionId;
 
 use crate::api::shape::{ExitView, MemoryView, Remedy};
-use crate::config::Agent;
+use crate::config::{Agent, Prices};
 
 /// Settings are raised by this factor, as the memory limit itself is.
 const FACTOR: u64 = 2;
@@ -22,19 +22,20 @@ pub(crate) fn remedy(
     exit: &ExitView,
     memory: Option<&MemoryView>,
     agent: &Agent,
+    prices: Option<&Prices>,
 ) -> Option<Remedy> {
-    let (setting, from, to, effect) = match exit.diagnosis.cause {
+    let Change { setting, from, to, effect, memory_bytes } = match exit.diagnosis.cause {
         Cause::OomLimit | Cause::OomChild => memory_change(exit, memory?, agent)?,
         Cause::PidsLimit => {
             let pids = agent.pids_limit?;
             let effect = "the next start may have twice as many processes and threads";
-            ("pids", Some(pids.to_string()), (pids * FACTOR).to_string(), effect)
+            Change::of("pids", Some(pids.to_string()), (pids * FACTOR).to_string(), effect)
         }
         Cause::StartTimeout => {
             let within = agent.policy.ready_within;
             let toml = |span| format!("{{ ready_within = \"{}\" }}", toml_span(span));
             let effect = "the next start may take twice as long";
-            ("start", Some(toml(within)), toml(within * 2), effect)
+            Change::of("start", Some(toml(within)), toml(within * 2), effect)
         }
         _ => return None,
     };
@@ -42,10 +43,26 @@ pub(crate) fn remedy(
     diff.extend(from.map(|value| format!("-{setting} = {value}")));
     diff.push(format!("+{setting} = {to}"));
     let check = format!("dormouse why {session}");
-    Some(Remedy { diff, effect: effect.to_owned(), check })
+    let monthly_difference = prices
+        .zip(memory_bytes)
+        .and_then(|(prices, (from, to))| prices.monthly_difference(from, to));
+    Some(Remedy { diff, effect: effect.to_owned(), monthly_difference, check })
 }
 
-type Change = (&'static str, Option<String>, String, &'static str);
+struct Change {
+    setting: &'static str,
+    from: Option<String>,
+    to: String,
+    effect: &'static str,
+    /// What a session may use at most, before and after.
+    memory_bytes: Option<(u64, u64)>,
+}
+
+impl Change {
+    fn of(setting: &'static str, from: Option<String>, to: String, effect: &'static str) -> Self {
+        Self { setting, from, to, effect, memory_bytes: None }
+    }
+}
 
 fn memory_change(exit: &ExitView, memory: &MemoryView, agent: &Agent) -> Option<Change> {
     let quoted = |bytes: u64| format!("\"{}\"", toml_size(bytes));
@@ -57,15 +74,18 @@ fn memory_change(exit: &ExitView, memory: &MemoryView, agent: &Agent) -> Option<
         }
         let configured = agent.policy.memory.ceiling_bytes.map(quoted);
         let effect = "the limit, which is at its ceiling, may rise once more";
-        return Some(("memory_ceiling", configured, quoted(memory.ceiling_bytes * FACTOR), effect));
+        let to_bytes = memory.ceiling_bytes * FACTOR;
+        let change = Change::of("memory_ceiling", configured, quoted(to_bytes), effect);
+        return Some(Change { memory_bytes: Some((memory.ceiling_bytes, to_bytes)), ..change });
     }
     if exit.diagnosis.confidence == Confidence::Proved {
         // It has risen by itself.
         return None;
     }
     let effect = "it does not rise by itself, because want of memory is not proved";
-    let to = quoted(memory.first_bytes * FACTOR);
-    Some(("memory", Some(quoted(memory.first_bytes)), to, effect))
+    let to_bytes = memory.first_bytes * FACTOR;
+    let change = Change::of("memory", Some(quoted(memory.first_bytes)), quoted(to_bytes), effect);
+    Some(Change { memory_bytes: Some((memory.first_bytes, to_bytes)), ..change })
 }
 
 /// As the config writes it: in the largest unit that leaves nothing over.
@@ -137,12 +157,41 @@ mod tests {
             peak_survived_bytes: None,
             last_peak_bytes: None,
             last_peak_is_censored: true,
+            monthly_difference: None,
         }
     }
 
     fn diff(exit: &ExitView, memory: &MemoryView, agent: &Agent) -> Option<String> {
         let session = "a/k".parse().unwrap();
-        remedy(&session, exit, Some(memory), agent).map(|remedy| remedy.diff.join("\n"))
+        remedy(&session, exit, Some(memory), agent, None).map(|remedy| {
+            assert_eq!(remedy.monthly_difference, None, "nothing is said without prices");
+            remedy.diff.join("\n")
+        })
+    }
+
+    #[test]
+    fn what_a_higher_limit_may_cost_is_named_where_prices_are_configured() {
+        let text = "[prices]\nmemory_gib_month = 3.50\ncurrency = \"USD\"";
+        let prices = config::parse(text, Path::new("dormouse.toml")).unwrap().0.prices.unwrap();
+        let cost = |exit: &ExitView, memory: &MemoryView, settings: &str| {
+            let session = "a/k".parse().unwrap();
+            let remedy = remedy(&session, exit, Some(memory), &agent(settings), Some(&prices));
+            remedy.unwrap().monthly_difference
+        };
+        let proved = out_of_memory(Some(OomVictim::Main));
+        let at_ceiling = limit(2_048, 2_048, 16_384);
+        assert_eq!(
+            cost(&proved, &at_ceiling, "memory = \"512MiB\"").as_deref(),
+            Some("+2 GiB, about 7.00 USD a month")
+        );
+        let below = limit(1_024, 2_048, 16_384);
+        assert_eq!(
+            cost(&out_of_memory(None), &below, "memory = \"512MiB\"").as_deref(),
+            Some("+512 MiB, about 1.75 USD a month")
+        );
+        let forked = Evidence { pids_refused: Some(3), ..Evidence::bare(End::Exited { code: 1 }) };
+        let forked = ended(forked, Circumstances::default());
+        assert_eq!(cost(&forked, &below, "pids = 64"), None, "processes have no price");
     }
 
     #[test]

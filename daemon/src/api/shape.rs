@@ -218,6 +218,10 @@ pub(crate) struct MemoryView {
     pub(crate) last_peak_bytes: Option<u64>,
     /// That peak was cut off by the limit: more was needed, and how much is not known.
     pub(crate) last_peak_is_censored: bool,
+    /// "+1 GiB, about 3.50 USD a month": the limit against the configured one, where it differs and
+    /// prices are configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) monthly_difference: Option<String>,
 }
 
 /// A change of the config that answers a cause.
@@ -227,6 +231,9 @@ pub(crate) struct Remedy {
     pub(crate) diff: Vec<String>,
     /// What it is expected to do.
     pub(crate) effect: String,
+    /// What it may cost, where it is about memory and prices are configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) monthly_difference: Option<String>,
     /// The command that shows whether it did.
     pub(crate) check: String,
 }

@@ -97,9 +97,10 @@ async fn explain(api: &Api, stored: StoredView, about: About) -> Result<Why, Pro
     };
     let agent = api.config.agents.get(session.session.agent());
     let is_dead = message.as_ref().is_some_and(|message| message.state == MessageState::Dead);
+    let prices = api.config.prices.as_ref();
     let remedy = match (&last_exit, agent) {
         (Some(exit), Some(agent)) if session.failures > 0 || is_dead => {
-            remedy::remedy(&session.session, exit, memory.as_ref(), agent)
+            remedy::remedy(&session.session, exit, memory.as_ref(), agent, prices)
         }
         (Some(_) | None, _) => None,
     };
@@ -183,8 +184,10 @@ fn memory_view(api: &Api, stored: &StoredView, exits: &[ExitRecord]) -> Option<M
     let was_cut_off =
         |exit: &ExitRecord| matches!(exit.diagnosis.cause, Cause::OomLimit | Cause::OomChild);
     let learned: Option<LearnedMemory> = record.memory;
+    let limit_bytes = sizing::limit(policy, learned, machine_bytes)?;
+    let prices = api.config.prices.as_ref();
     Some(MemoryView {
-        limit_bytes: sizing::limit(policy, learned, machine_bytes)?,
+        limit_bytes,
         first_bytes,
         ceiling_bytes: policy.ceiling(first_bytes, machine_bytes),
         machine_bytes,
@@ -195,6 +198,8 @@ fn memory_view(api: &Api, stored: &StoredView, exits: &[ExitRecord]) -> Option<M
             .filter(|peak| *peak > 0),
         last_peak_bytes: newest.and_then(|exit| exit.evidence.memory_peak_bytes),
         last_peak_is_censored: newest.is_some_and(was_cut_off),
+        monthly_difference: prices
+            .and_then(|prices| prices.monthly_difference(first_bytes, limit_bytes)),
     })
 }
 

@@ -22,6 +22,7 @@ use super::error::CommandError;
 use super::terminal::Terminal;
 use super::when::Moment;
 use super::why::paper;
+use crate::config::{self, Prices};
 use crate::foreign::{DocumentError, Input, Platform, Question, Report, Wanted, examine};
 
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,7 @@ struct Gathered {
 
 pub(super) fn why(
     arguments: WhyForeign,
+    options: &crate::run::Options,
     as_json: bool,
     terminal: &mut Terminal,
 ) -> Result<(), CommandError> {
@@ -54,7 +56,7 @@ pub(super) fn why(
         true => live(platform, &wanted)?,
         false => files::read(&evidence.from)?,
     };
-    let Gathered { documents, log, missing } = gathered;
+    let Gathered { documents, log, mut missing } = gathered;
     let log = match &evidence.log {
         Some(path) => Some(files::read_log(path)?),
         None => log,
@@ -62,9 +64,17 @@ pub(super) fn why(
     if documents.is_empty() {
         return Err(ForeignError::NothingRead { platform, missing }.into());
     }
+    let prices = match config::load(options.config.as_deref()) {
+        Ok(loaded) => loaded.config.prices,
+        // It is no part of the question.
+        Err(error) => {
+            missing.push(format!("what memory costs: {error}"));
+            None
+        }
+    };
     let question = Question { platform, wanted, documents, log, missing };
     let report = examine(question).map_err(ForeignError::Document)?;
-    show(&report, as_json, evidence.markdown, terminal)
+    show(&report, prices.as_ref(), as_json, evidence.markdown, terminal)
 }
 
 fn asked(arguments: WhyForeign) -> (Platform, Wanted, Evidence) {
@@ -101,15 +111,21 @@ fn live(platform: Platform, wanted: &Wanted) -> Result<Gathered, ForeignError> {
 
 fn show(
     report: &Report,
+    prices: Option<&Prices>,
     as_json: bool,
     as_markdown: bool,
     terminal: &mut Terminal,
 ) -> Result<(), CommandError> {
     if as_json {
-        return Ok(terminal.json(&report.to_json())?);
+        let mut value = report.to_json();
+        if let Some(cost) = monthly_difference(report, prices) {
+            value["remedy"]["monthly_difference"] = cost.into();
+        }
+        return Ok(terminal.json(&value)?);
     }
     let moment = Moment::now();
-    let (title, sections) = (page::title(report), page::sections(report, &moment));
+    let cost = monthly_difference(report, prices);
+    let (title, sections) = (page::title(report), page::sections(report, cost.as_deref(), &moment));
     let shown = match as_markdown {
         true => paper::markdown(&title, &sections),
         false => {
@@ -118,4 +134,10 @@ fn show(
         }
     };
     Ok(terminal.line(&shown)?)
+}
+
+/// Of what is recommended.
+fn monthly_difference(report: &Report, prices: Option<&Prices>) -> Option<String> {
+    let (from, to) = report.remedy.as_ref()?.memory_bytes?;
+    prices?.monthly_difference(from, to)
 }

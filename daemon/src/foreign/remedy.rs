@@ -74,6 +74,9 @@ pub(crate) struct Remedy {
     pub(crate) change: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) diff: Option<String>,
+    /// Where it is about a memory limit: that before and after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory_bytes: Option<(u64, u64)>,
     pub(crate) verify: String,
 }
 
@@ -90,6 +93,7 @@ pub(super) fn remedy(
         return Some(Remedy {
             change: change.words,
             diff: Some(change.diff),
+            memory_bytes: Some(change.memory_bytes),
             verify: format!("{ask_again}    # after ten times its uptime: no newer end"),
         });
     }
@@ -100,12 +104,13 @@ pub(super) fn remedy(
                      `exec`, or an init); only if its work takes longer, raise the stop timeout"
                     .to_owned(),
             diff: stop_timeout_diff(setting),
+            memory_bytes: None,
             verify: format!("{ask_again}    # after the next stop: its exit code is not 137"),
         });
     }
     let change = words(diagnosis)?;
     let verify = format!("{ask_again}    # after the next start: no newer end");
-    Some(Remedy { change: change.to_owned(), diff: None, verify })
+    Some(Remedy { change: change.to_owned(), diff: None, memory_bytes: None, verify })
 }
 
 fn stop_timeout_diff(setting: &Setting) -> Option<String> {

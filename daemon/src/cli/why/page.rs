@@ -203,6 +203,7 @@ impl Page<'_> {
             }),
         );
         let survived = memory.peak_survived_bytes;
+        facts.maybe("cost", memory.monthly_difference.clone());
         facts.maybe("was enough", survived.map(|peak| format!("a peak of {}", size(peak))));
         facts
     }
@@ -211,8 +212,10 @@ impl Page<'_> {
         let section = Section::new("What you can do").bullets(self.why.next_steps.iter().cloned());
         let Some(remedy) = &self.why.remedy else { return section };
         let check = &remedy.check;
+        let cost = remedy.monthly_difference.as_ref().map(|cost| format!(" (up to {cost})"));
+        let effect = format!("{}{}", remedy.effect, cost.unwrap_or_default());
         section
-            .bullets([format!("in the config, then restart Dormouse: {}", remedy.effect)])
+            .bullets([format!("in the config, then restart Dormouse: {effect}")])
             .diff(remedy.diff.iter().cloned())
             .bullets([format!("{check}        whether it helped, after the next life")])
     }

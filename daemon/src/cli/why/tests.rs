@@ -98,6 +98,7 @@ fn out_of_memory() -> Value {
         "remedy": {
             "diff": [" [agents.python]", "+memory_ceiling = \"4GiB\""],
             "effect": "the limit, which is at its ceiling, may rise once more",
+            "monthly_difference": "+2 GiB, about 7.00 USD a month",
             "check": "dormouse why python/main",
         },
         "awake_because": [],
@@ -120,6 +121,7 @@ fn out_of_memory() -> Value {
             "limit_bytes": 2_u64 << 30, "first_bytes": 512 << 20, "ceiling_bytes": 2_u64 << 30,
             "machine_bytes": 16_u64 << 30, "because": "oom_limit", "since_ms": NOW - 52_000,
             "last_peak_bytes": 536_866_816, "last_peak_is_censored": true,
+            "monthly_difference": "+1.5 GiB, about 5.25 USD a month",
         },
         "timeline": [
             row(90_000_000, 2, "awake", "draining", "nothing needed it for 30 min"),
@@ -257,6 +259,7 @@ async fn one_life_shows_its_own_rows_and_admits_what_is_not_kept() {
           learned     from 512.0 MiB, because of oom_limit, 12:59:08 (52 s ago)
           ceiling     2.0 GiB: it does not rise any more
           peak        511.9 MiB, cut off by the limit: what it needs is more, and not known
+          cost        +1.5 GiB, about 5.25 USD a month
 
         What you can do
           - dormouse logs python/main        what the agent said last

@@ -28,7 +28,8 @@ pub(super) fn title(report: &Report) -> String {
     format!("{cause}{kind}, {confidence}: {sentence}")
 }
 
-pub(super) fn sections(report: &Report, moment: &Moment) -> Vec<Section> {
+/// `cost` is of what is recommended.
+pub(super) fn sections(report: &Report, cost: Option<&str>, moment: &Moment) -> Vec<Section> {
     let mut sections = vec![Section::new("What").facts(about(report, moment))];
     if let Some(newest) = report.newest() {
         let diagnosis = &newest.diagnosis;
@@ -49,7 +50,8 @@ pub(super) fn sections(report: &Report, moment: &Moment) -> Vec<Section> {
     sections.push(Section::new("Ends before it").table(earlier(report, moment)));
     if let Some(remedy) = &report.remedy {
         let diff = remedy.diff.iter().flat_map(|diff| diff.lines()).map(str::to_owned);
-        let change = vec![remedy.change.clone()];
+        let cost = cost.map(|cost| format!("That is {cost}."));
+        let change: Vec<_> = std::iter::once(remedy.change.clone()).chain(cost).collect();
         sections.push(Section::new("What to change").sentences(change).diff(diff));
         sections.push(Section::new("Then verify").sentences(vec![remedy.verify.clone()]));
     }

@@ -27,6 +27,8 @@ const FARGATE: [(u64, u64, u64, u64); 7] = [
 pub(in super::super) struct Change {
     pub(in super::super) words: String,
     pub(in super::super) diff: String,
+    /// The limit before and after.
+    pub(in super::super) memory_bytes: (u64, u64),
 }
 
 /// Of the newest end.
@@ -111,7 +113,8 @@ fn raise_ecs(ecs: &EcsSetting, limit_bytes: u64) -> Option<Change> {
     }
     let mut diff = rows.join("\n").replace("[{,", "[{");
     diff.push_str("\n     …\n   }]\n }");
-    Some(Change { words: ecs_words(ecs, limit_mib, task_mib), diff })
+    let words = ecs_words(ecs, limit_mib, task_mib);
+    Some(Change { words, diff, memory_bytes: (limit_bytes, task_mib.saturating_mul(MIB)) })
 }
 
 fn ecs_words(ecs: &EcsSetting, limit_mib: u64, new_mib: u64) -> String {
@@ -157,6 +160,7 @@ fn raise_docker(docker: &DockerSetting, limit_bytes: u64) -> Option<Change> {
             "-docker run --memory {old_mib}m --name {name} …\n\
              +docker run --memory {new_mib}m --name {name} …"
         ),
+        memory_bytes: (limit_bytes, next),
     })
 }
 
@@ -179,7 +183,7 @@ fn raise_kubernetes(kubernetes: &KubernetesSetting, limit_bytes: u64) -> Change 
         "   containers:\n   - name: {container}\n     resources:\n       limits:\n\
          -        memory: {old}\n+        memory: {new}"
     );
-    Change { words, diff }
+    Change { words, diff, memory_bytes: (limit_bytes, next_limit(limit_bytes)) }
 }
 
 #[cfg(test)]
