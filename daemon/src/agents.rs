@@ -111,7 +111,7 @@ impl Agents {
     }
 
     /// From the folder first: a file there is a decision, a variable may be an accident.
-    fn secret(&self, name: &str) -> Result<String, LaunchError> {
+    pub(crate) fn secret(&self, name: &str) -> Result<String, LaunchError> {
         let path = self.secrets_folder.join(name);
         let unreadable = |source| LaunchError::SecretUnreadable {
             name: name.to_owned(),

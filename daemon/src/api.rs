@@ -13,6 +13,7 @@
 pub(crate) mod body;
 mod caller;
 mod document;
+mod files;
 mod messages;
 mod openai;
 mod operate;
@@ -41,6 +42,7 @@ pub(crate) use readers::Readers;
 use crate::config::Config;
 use crate::engine::hands::Drivers;
 use crate::engine::request::Gateway;
+use crate::files::Files;
 use crate::gate::Gate;
 use crate::hub::Hub;
 use crate::keys::KeyRing;
@@ -53,6 +55,7 @@ pub(crate) struct Api {
     pub(crate) gateway: Gateway,
     pub(crate) hub: Hub,
     pub(crate) readers: Readers,
+    pub(crate) files: Arc<Files>,
     pub(crate) keys: KeyRing,
     pub(crate) gate: Arc<Gate>,
     pub(crate) metrics: Arc<Metrics>,
@@ -91,6 +94,23 @@ fn routes() -> Vec<Route> {
         route("/v1/sessions/{agent}/{key}/wake", || post(sessions::wake), op::WAKE),
         route("/v1/sessions/{agent}/{key}/stop", || post(sessions::stop), op::STOP),
         route("/v1/sessions/{agent}/{key}/restart", || post(sessions::restart), op::RESTART),
+        route("/v1/sessions/{agent}/{key}/files", || get(files::list), op::FILES),
+        route(
+            "/v1/sessions/{agent}/{key}/files/{*path}",
+            || {
+                get(files::get)
+                    .put(files::put)
+                    .delete(files::delete)
+                    .layer(DefaultBodyLimit::disable())
+            },
+            op::FILE,
+        ),
+        route(
+            "/v1/sessions/{agent}/{key}/checkpoints",
+            || get(files::checkpoints),
+            op::CHECKPOINTS,
+        ),
+        route("/v1/sessions/{agent}/{key}/restore", || post(files::restore), op::RESTORE),
         route("/v1/queue", || get(operate::queue), op::QUEUE),
         route("/v1/dead-letters", || get(operate::dead_letters), op::DEAD_LETTERS),
         route("/v1/dead-letters/{id}", || get(operate::dead_letter), op::DEAD_LETTER),

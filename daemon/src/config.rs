@@ -5,6 +5,7 @@
 //! defaults in the code.
 //! Absent: reloading, revisions, secret values.
 
+pub(crate) mod files;
 mod notify;
 mod policies;
 mod prices;
@@ -15,10 +16,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dormouse_bridge::files::wire::CheckpointPolicy;
 use dormouse_core::id::AgentName;
 use dormouse_core::limits;
 use dormouse_core::policy::{AgentPolicy, NodePolicy};
 use dormouse_edge::driver::fake::FakeScript;
+use files::{AgentFilesTable, FilesSetting, FilesTable, Input, InputTable, S3Setting, S3Table};
 use notify::NotifyTable;
 use policies::{breaker_of, heap_follows, heap_percent, memory_of, policy_of};
 pub(crate) use prices::Prices;
@@ -58,6 +61,8 @@ pub(crate) struct Config {
     pub(crate) disk_floor_bytes: u64,
     pub(crate) gate: GateLimits,
     pub(crate) notify: Vec<Target>,
+    pub(crate) files: FilesSetting,
+    pub(crate) s3: S3Setting,
     pub(crate) agents: BTreeMap<AgentName, Agent>,
 }
 
@@ -80,6 +85,8 @@ pub(crate) struct Agent {
     pub(crate) heap_percent: u32,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) secrets: Vec<String>,
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) checkpoint: CheckpointPolicy,
     pub(crate) policy: AgentPolicy,
 }
 
@@ -127,6 +134,8 @@ struct File {
     node: NodeTable,
     limits: LimitsTable,
     notify: NotifyTable,
+    files: FilesTable,
+    s3: S3Table,
     agents: BTreeMap<String, AgentTable>,
 }
 
@@ -219,6 +228,10 @@ struct AgentTable {
     stop: StopTable,
     #[serde(default)]
     restart: RestartTable,
+    #[serde(default)]
+    inputs: Vec<InputTable>,
+    #[serde(default)]
+    files: AgentFilesTable,
     #[serde(default)]
     env: BTreeMap<String, String>,
     #[serde(default)]
@@ -328,6 +341,12 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), Co
     let prices = prices_of(file.prices).map_err(|(setting, problem)| wrong(setting, problem))?;
     let notify =
         notify::targets_of(file.notify).map_err(|(setting, problem)| wrong(setting, problem))?;
+    // What is relative is relative to the file, or for the built-in text to where we are.
+    let folder = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let folder = folder.parent().unwrap_or(Path::new("/"));
+    let files = files::files_of(file.files, folder);
+    let files = files.map_err(|(setting, problem)| wrong(setting, problem))?;
+    let s3 = files::s3_of(file.s3).map_err(|(setting, problem)| wrong(setting, problem))?;
     let mut agents = BTreeMap::new();
     let mut scripts = BTreeMap::new();
     for (name, table) in file.agents {
@@ -335,8 +354,8 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), Co
         let id =
             AgentName::new(&name).map_err(|error| wrong(setting.clone(), error.to_string()))?;
         scripts.insert(id.clone(), table.fake.clone());
-        let agent =
-            agent_of(table).map_err(|(key, problem)| wrong(format!("{setting}.{key}"), problem))?;
+        let agent = agent_of(table, folder)
+            .map_err(|(key, problem)| wrong(format!("{setting}.{key}"), problem))?;
         agents.insert(id, agent);
     }
     let config = Config {
@@ -360,6 +379,8 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), Co
             connections: file.limits.connections,
         },
         notify,
+        files,
+        s3,
         agents,
     };
     Ok((config, scripts))
@@ -393,7 +414,7 @@ fn check_node(file: &File) -> Result<(), Problem> {
     Ok(())
 }
 
-fn agent_of(table: AgentTable) -> Result<Agent, Problem> {
+fn agent_of(table: AgentTable, folder: &Path) -> Result<Agent, Problem> {
     if table.driver == DriverKind::Process && table.command.is_empty() {
         let words = "is missing: what to run, for example [\"python3\", \"agent.py\"]";
         return Err(problem("command", words));
@@ -429,6 +450,9 @@ fn agent_of(table: AgentTable) -> Result<Agent, Problem> {
     let mut policy = policy_of(table.idle, table.start, table.turn, table.stop)?;
     policy.memory = memory_of(table.memory, table.memory_ceiling)?;
     policy.breaker = breaker_of(&table.restart)?;
+    let inputs = files::inputs_of(table.inputs, folder)?;
+    let (kept, checkpoint) = files::kept_of(table.files, &inputs, table.driver, &adapter)?;
+    policy.files = kept;
     let texts = table.command.iter().chain(table.env.values());
     policy.heap_follows = heap_follows(texts, policy.memory)?;
     Ok(Agent {
@@ -439,6 +463,8 @@ fn agent_of(table: AgentTable) -> Result<Agent, Problem> {
         heap_percent: heap_percent(table.heap.as_deref())?,
         env: table.env,
         secrets: table.secrets,
+        inputs,
+        checkpoint,
         policy,
     })
 }
@@ -501,11 +527,12 @@ mod tests {
         assert_eq!(written.agents[&python].policy, expected);
         let limits = |config: &Config| {
             let agent = &config.agents[&python];
-            (agent.pids_limit, agent.heap_percent)
+            (agent.pids_limit, agent.heap_percent, agent.checkpoint.clone())
         };
         assert_eq!(limits(&written), limits(&silent));
         assert_eq!(written.node, silent.node);
         assert_eq!(written.listen, silent.listen);
+        assert_eq!((&written.files, &written.s3), (&silent.files, &silent.s3));
         assert_eq!(written.orphan_limit, silent.orphan_limit);
         assert_eq!(written.disk_floor_bytes, silent.disk_floor_bytes);
         assert_eq!(format!("{:?}", written.gate), format!("{:?}", silent.gate));

@@ -412,6 +412,22 @@ impl Step<'_, '_> {
                 let request = self.remember(ask);
                 self.handle(Event::SessionRequested { request, session, what, by })
             }
+            Request::Upload { ask, .. } | Request::Checkpoint { ask, .. } if !has_room => {
+                self.pending.replies.push((ask.reply, Verdict::StoreFull));
+                Ok(())
+            }
+            Request::Upload { upload, ask } => {
+                let request = self.remember(ask);
+                self.handle(Event::UploadSubmitted { request, upload })
+            }
+            Request::Checkpoint { instance, offer, ask } => {
+                let request = self.remember(ask);
+                self.handle(Event::CheckpointOffered { request, instance, offer })
+            }
+            Request::Restore { session, checkpoint, by, ask } => {
+                let request = self.remember(ask);
+                self.handle(Event::RestoreRequested { request, session, checkpoint, by })
+            }
             Request::Redrive { message, by, ask } => self.redrive(message, by, ask, has_room),
             Request::Drop { session, message, is_dead, by, ask } => {
                 let request = self.remember(ask);

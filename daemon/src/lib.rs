@@ -15,6 +15,7 @@ mod cli;
 mod config;
 mod doctor;
 mod engine;
+pub(crate) mod files;
 mod foreign;
 mod gate;
 mod hub;

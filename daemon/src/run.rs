@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use dormouse_bridge::rundir::Dial;
 use dormouse_core::event::Event;
-use dormouse_edge::control::{BindError, ControlLimits, ControlSocket};
+use dormouse_edge::control::{BindError, ControlLimits, ControlSocket, bind_private};
 use dormouse_edge::driver::Driver;
 use dormouse_edge::driver::fake::FakeDriver;
 use dormouse_edge::driver::process::{ProcessDriver, ProcessDriverConfig};
@@ -24,7 +24,7 @@ use dormouse_edge::paths::DataFolder;
 use dormouse_edge::registry::Registry;
 use dormouse_edge::token::DeploymentSecret;
 use dormouse_store::{OpenError, Reader, Store};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -35,6 +35,8 @@ use crate::config::{self, Config, ConfigError, FakeScripts, Loaded};
 use crate::engine::hands::{Drivers, Hands};
 use crate::engine::request::{Gateway, REQUESTS_MAX};
 use crate::engine::{Engine, EngineError, EngineParts};
+use crate::files::bridges::{self, ForBridges};
+use crate::files::{self, Files, garbage};
 use crate::gate::Gate;
 use crate::hub::Hub;
 use crate::keys::{self, KeyRing, SCOPE_OPERATOR};
@@ -70,6 +72,8 @@ pub(crate) enum RunError {
     Edge(#[from] dormouse_edge::paths::FolderError),
     #[error("the process driver cannot work here")]
     Driver(#[from] dormouse_edge::driver::process::OpenError),
+    #[error(transparent)]
+    Files(#[from] files::OpenError),
     #[error("cannot open the socket for bridges")]
     Control(#[from] BindError),
     #[error(
@@ -143,11 +147,20 @@ async fn live(loaded: Loaded, data: PathBuf, store: Store, manner: Manner) -> Re
     }
     let (event_sender, events) = mpsc::channel::<Event>(EVENTS_MAX);
     // Open until this function ends: bridges dial it at any time.
-    let (drivers, _control) = open_drivers(&config, fake_scripts, &data, &event_sender)?;
+    let opened = open_drivers(&config, fake_scripts, &data, &event_sender)?;
+    let Opened { drivers, control: _control, files_listener, secret } = opened;
+    let readers = Readers::of(data.clone());
+    let files = Files::open(&config, &drivers.agents, readers.clone(), &data).await?;
+    let files = Arc::new(files);
     let (request_sender, requests) = mpsc::channel(REQUESTS_MAX);
+    let gateway = Gateway::new(request_sender);
+    let for_bridges = ForBridges { files: Arc::clone(&files), gateway: gateway.clone(), secret };
+    tokio::spawn(bridges::serve(files_listener, for_bridges));
+    tokio::spawn(garbage::collect_now_and_then(Arc::clone(&files)));
     let (hub, metrics) = (Hub::default(), Arc::new(Metrics::new(config.agents.keys())));
     let notifier = Notifier::start(config.notify.clone(), Arc::clone(&metrics));
-    let hands = Hands::new(Arc::clone(&drivers), event_sender, Handle::current());
+    let handle = Handle::current();
+    let hands = Hands::new(Arc::clone(&drivers), Arc::clone(&files), event_sender, handle);
     let engine_ended = start_engine(EngineParts {
         store,
         config: Arc::clone(&config),
@@ -166,9 +179,10 @@ async fn live(loaded: Loaded, data: PathBuf, store: Store, manner: Manner) -> Re
     let address = listener.local_addr().unwrap_or(config.listen);
     folder::note_address(&data, address)?;
     let api = Api {
-        gateway: Gateway::new(request_sender),
+        gateway,
         hub,
-        readers: Readers::of(data.clone()),
+        readers,
+        files,
         keys,
         gate: Arc::new(Gate::new(&config.gate)),
         metrics,
@@ -180,13 +194,21 @@ async fn live(loaded: Loaded, data: PathBuf, store: Store, manner: Manner) -> Re
     until_told_to_end(api, listener, config.gate.connections, engine_ended).await
 }
 
-/// The drivers, and the socket that their bridges dial.
+/// What bridges need of the daemon.
+struct Opened {
+    drivers: Arc<Drivers>,
+    control: ControlSocket,
+    files_listener: UnixListener,
+    secret: DeploymentSecret,
+}
+
+/// The drivers, and the sockets that their bridges dial.
 fn open_drivers(
     config: &Arc<Config>,
     fake_scripts: FakeScripts,
     data: &Path,
     events: &mpsc::Sender<Event>,
-) -> Result<(Arc<Drivers>, ControlSocket), RunError> {
+) -> Result<Opened, RunError> {
     let secret = folder::deployment_secret(data)?;
     let deployment = folder::deployment_name(&secret);
     let secret = DeploymentSecret::new(secret);
@@ -198,13 +220,14 @@ fn open_drivers(
         registry.clone(),
         ControlLimits::default(),
     )?;
+    let (files_listener, files_path) = bind_private(&folders.files_socket())?;
     let process = ProcessDriver::open(
         ProcessDriverConfig {
             data: folders.clone(),
             deployment,
             bridge_command: folder::bridge_command()?,
             dial: Dial::Unix(control.path().to_owned()),
-            secret,
+            secret: secret.clone(),
             release_within: RELEASE_WITHIN,
         },
         events.clone(),
@@ -219,8 +242,9 @@ fn open_drivers(
         registry,
         agents: Agents::new(Arc::clone(config), data),
         refuse_without_cgroup: config.refuse_without_cgroup,
+        files_dial: Dial::Unix(files_path),
     };
-    Ok((Arc::new(drivers), control))
+    Ok(Opened { drivers: Arc::new(drivers), control, files_listener, secret })
 }
 
 type EngineEnded = oneshot::Receiver<Result<(), EngineError>>;

@@ -92,10 +92,7 @@ impl ControlSocket {
         registry: Registry,
         limits: ControlLimits,
     ) -> Result<Self, BindError> {
-        let runtime_folder = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        let path = place::socket_path(wanted, runtime_folder.as_deref())?;
-        place::remove_stale(&path)?;
-        let listener = listen(&path)?;
+        let (listener, path) = bind_private(wanted)?;
         let shared = Arc::new(Shared { registry, secret, limits });
         let accepting = tokio::spawn(accept(listener, shared));
         Ok(Self { path, accepting })
@@ -116,6 +113,15 @@ impl Drop for ControlSocket {
     fn drop(&mut self) {
         self.accepting.abort();
     }
+}
+
+/// Listens on a socket that only the owner may connect to: `wanted`, or one in a short folder if
+/// that path is too long; the same one each time.
+pub fn bind_private(wanted: &Path) -> Result<(UnixListener, PathBuf), BindError> {
+    let runtime_folder = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let path = place::socket_path(wanted, runtime_folder.as_deref())?;
+    place::remove_stale(&path)?;
+    Ok((listen(&path)?, path))
 }
 
 /// The mode is set between bind and listen, so that nobody else can ever connect.

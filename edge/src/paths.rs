@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  DATA/control.sock                 the socket that bridges dial
+//!  DATA/files.sock                   the socket on which they fetch and send files
 //!  DATA/run/<hash>-<generation>/     one per living instance; gone once its end is on disk
 //!  DATA/workspaces/<agent>-<hash>/   one per session; the agent's working directory
 //!  DATA/logs/<agent>-<hash>/         one per session
@@ -64,6 +65,10 @@ impl DataFolder {
 
     pub fn control_socket(&self) -> PathBuf {
         self.root.join("control.sock")
+    }
+
+    pub fn files_socket(&self) -> PathBuf {
+        self.root.join("files.sock")
     }
 
     pub fn run(&self) -> PathBuf {

@@ -134,6 +134,51 @@ pub(crate) mod operations {
         summary: "Stop the agent once its turn is finished, and start it.",
         ..REQUEST
     }];
+    pub(crate) const FILES: &[Operation] = &[Operation {
+        summary: "The session's files: its newest checkpoint, with what was put since.",
+        answers: &[(200, "the files, by path"), (404, "no such session")],
+        ..PLAIN
+    }];
+    pub(crate) const FILE: &[Operation] = &[
+        Operation {
+            summary: "A file's bytes.",
+            answers: &[(200, "the bytes; ETag is their SHA-256"), (404, "no such file")],
+            ..PLAIN
+        },
+        Operation {
+            method: "put",
+            summary: "Put a file into the session's workspace. It is there for the next turn.",
+            parameters: &[
+                ("sha256", "query", "what the bytes must have; else they are refused"),
+                ("executable", "query", "true for a program"),
+            ],
+            answers: &[
+                (200, "on disk: path, bytes, sha256, number"),
+                (400, "no path of a workspace, or the file broke off"),
+                (413, "longer than 10 GiB"),
+                (422, "another hash, or it does not fit beside what is there"),
+                (503, "no room on the disk; see Retry-After"),
+            ],
+            ..PLAIN
+        },
+        Operation {
+            method: "delete",
+            summary: "Take a file out of the session's workspace, before the next turn.",
+            answers: &[(200, "on disk: path, number"), (404, "no such file")],
+            ..PLAIN
+        },
+    ];
+    pub(crate) const CHECKPOINTS: &[Operation] = &[Operation {
+        summary: "The session's checkpoints, newest first.",
+        answers: &[(200, "the checkpoints"), (404, "no such session")],
+        ..PLAIN
+    }];
+    pub(crate) const RESTORE: &[Operation] = &[Operation {
+        summary: "Begin the next life with that checkpoint; stops the one that runs.",
+        body: Some("RestoreBody"),
+        answers: &[(200, "accepted"), (404, "no such checkpoint")],
+        ..REQUEST
+    }];
     pub(crate) const QUEUE: &[Operation] = &[Operation {
         summary: "Messages that wait or are with an agent, newest first.",
         parameters: QUEUE_PARAMETERS,
@@ -211,7 +256,7 @@ pub(crate) async fn show() -> Json<Value> {
 fn document() -> Value {
     let paths: Map<String, Value> = super::routes()
         .into_iter()
-        .map(|route| (route.path.to_owned(), path_item(route.path, route.operations)))
+        .map(|route| (route.path.replace("{*", "{"), path_item(route.path, route.operations)))
         .collect();
     json!({
         "openapi": "3.1.0",
@@ -240,7 +285,10 @@ fn path_item(path: &str, operations: &[Operation]) -> Value {
 }
 
 fn operation_object(path: &str, operation: &Operation) -> Value {
-    let in_path = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let in_path = path.split('/').filter_map(|part| {
+        let name = part.strip_prefix('{')?.strip_suffix('}')?;
+        Some(name.trim_start_matches('*'))
+    });
     let text = json!({ "type": "string" });
     let mut parameters: Vec<Value> = in_path
         .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": text }))
@@ -295,6 +343,12 @@ fn schemas() -> Value {
                 "text": { "type": "string", "minLength": 1, "maxLength": 1_048_576 },
                 "attachments": { "type": "array", "maxItems": 0 },
             },
+        },
+        "RestoreBody": {
+            "type": "object",
+            "required": ["checkpoint"],
+            "additionalProperties": false,
+            "properties": { "checkpoint": { "type": "integer", "minimum": 1 } },
         },
         "CreateKey": {
             "type": "object",

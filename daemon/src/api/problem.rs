@@ -27,7 +27,7 @@ pub(crate) struct Problem {
 }
 
 /// Every code that is not a cause's, with its status, as in docs/errors.md.
-const CODES: [(&str, u16); 24] = [
+const CODES: [(&str, u16); 30] = [
     ("bad_request", 400),
     ("key_needed", 401),
     ("key_wrong", 401),
@@ -41,9 +41,15 @@ const CODES: [(&str, u16); 24] = [
     ("idempotency_conflict", 409),
     ("in_flight", 409),
     ("messages_waiting", 409),
+    ("no_such_checkpoint", 409),
+    ("not_whole", 409),
+    ("other_lineage", 409),
+    ("past_life", 409),
     ("too_large", 413),
     ("json_needed", 415),
+    ("does_not_fit", 422),
     ("unsupported", 422),
+    ("wrong_hash", 422),
     ("queue_full", 429),
     ("too_fast", 429),
     ("internal", 500),

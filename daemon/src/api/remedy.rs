@@ -26,6 +26,7 @@ pub(crate) fn remedy(
 ) -> Option<Remedy> {
     let Change { setting, from, to, effect, memory_bytes } = match exit.diagnosis.cause {
         Cause::OomLimit | Cause::OomChild => memory_change(exit, memory?, agent)?,
+        Cause::OomHeap if agent.policy.heap_follows => memory_change(exit, memory?, agent)?,
         Cause::PidsLimit => {
             let pids = agent.pids_limit?;
             let effect = "the next start may have twice as many processes and threads";
@@ -210,6 +211,25 @@ mod tests {
         );
         let small_machine = limit(1_000, 1_000, 1_000);
         assert_eq!(diff(&proved, &small_machine, &implied), None, "no number helps there");
+    }
+
+    #[test]
+    fn a_full_heap_asks_for_a_higher_ceiling_only_where_it_follows_the_limit() {
+        let full = Evidence {
+            log_tail: "FATAL ERROR: Reached heap limit - JavaScript heap out of memory".to_owned(),
+            ..Evidence::bare(End::Signaled { signal: 6 })
+        };
+        let full = ended(full, Circumstances::default());
+        let at_ceiling = limit(2_048, 2_048, 16_384);
+        let follows = agent("memory = \"512MiB\"");
+        assert_eq!(
+            diff(&full, &at_ceiling, &follows).unwrap(),
+            " [agents.a]\n+memory_ceiling = \"4GiB\""
+        );
+        let below = limit(1_024, 2_048, 16_384);
+        assert_eq!(diff(&full, &below, &follows), None, "it has risen by itself");
+        let fixed = "memory = \"512MiB\"\nenv = { NODE_OPTIONS = \"--max-old-space-size=99\" }";
+        assert_eq!(diff(&full, &at_ceiling, &agent(fixed)), None, "another number is at fault");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use dormouse_core::cause::Cause;
 use dormouse_core::diagnosis::loops::LoopStatistics;
 use dormouse_core::diagnosis::{Confidence, Diagnosis};
 use dormouse_core::evidence::Evidence;
-use dormouse_core::id::{Generation, MessageId, SessionId, Subject};
+use dormouse_core::id::{Generation, MessageId, SessionId, Subject, TurnId};
 use dormouse_core::record::{Circumstances, MessageState};
 use dormouse_core::session::phase::Phase;
 use serde::{Deserialize, Serialize};
@@ -112,6 +112,67 @@ pub(crate) struct ErrorDetail {
     pub(crate) hint: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) message_id: Option<MessageId>,
+}
+
+/// `PUT` and `DELETE /v1/sessions/{agent}/{key}/files/{path}`: on disk, and there for the next turn.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Uploaded {
+    pub(crate) path: String,
+    pub(crate) bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sha256: Option<String>,
+    /// 1, 2, 3 … in each session.
+    pub(crate) number: u64,
+}
+
+/// `GET /v1/sessions/{agent}/{key}/files`: the newest checkpoint with what was put since.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Files {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) checkpoint: Option<u64>,
+    /// Whether what the agent makes is kept at all.
+    pub(crate) takes_checkpoints: bool,
+    pub(crate) files: Vec<FileView>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct FileView {
+    pub(crate) path: String,
+    /// `file`, `link` or `folder`.
+    pub(crate) kind: String,
+    pub(crate) bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sha256: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_executable: bool,
+    /// Of a link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) target: Option<String>,
+    /// The checkpoint that has it; else it was put since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) checkpoint: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) upload: Option<u64>,
+}
+
+/// `GET /v1/sessions/{agent}/{key}/checkpoints`
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct CheckpointView {
+    pub(crate) number: u64,
+    pub(crate) at_ms: u64,
+    pub(crate) generation: Generation,
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+    /// The turn after which it was taken, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) turn: Option<TurnId>,
+}
+
+/// `POST /v1/sessions/{agent}/{key}/restore`
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RestoreBody {
+    pub(crate) checkpoint: u64,
 }
 
 /// A page, newest first; ask for the next with `?before=NEXT`.

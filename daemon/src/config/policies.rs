@@ -47,20 +47,28 @@ pub(super) fn heap_percent(text: Option<&str>) -> Result<u32, Problem> {
     })
 }
 
-/// Whether the agent's runtime is told a heap limit that follows the memory limit.
+/// What the memory limit is filled in for.
+const OF_MEMORY: [&str; 2] = ["{heap_mib}", "{memory_mib}"];
+/// How V8 is told the size of its heap; `-` and `_` are the same to it.
+const V8_HEAP_SIZES: [&str; 2] = ["max-old-space-size", "max-heap-size"];
+
+/// Whether the heap limit of the agent's runtime follows the memory limit. V8, the one whose deaths
+/// of it can be told, takes half of the control group's limit by itself, within bounds
+/// (`ResourceConstraints::ConfigureDefaults`), unless it is told a size.
 pub(super) fn heap_follows<'a>(
-    mut texts: impl Iterator<Item = &'a String>,
+    texts: impl Iterator<Item = &'a String> + Clone,
     memory: MemoryPolicy,
 ) -> Result<bool, Problem> {
-    let of_memory = ["{heap_mib}", "{memory_mib}"];
-    let Some(text) = texts.find(|text| of_memory.iter().any(|field| text.contains(field))) else {
-        return Ok(false);
-    };
-    if memory.first_bytes.is_none() {
-        let words = format!("'{text}' needs memory = \"…\" beside it");
-        return Err(problem("command and env", words));
+    let is_of_memory = |text: &&String| OF_MEMORY.iter().any(|field| text.contains(field));
+    if let Some(text) = texts.clone().find(is_of_memory) {
+        if memory.first_bytes.is_none() {
+            let words = format!("'{text}' needs memory = \"…\" beside it");
+            return Err(problem("command and env", words));
+        }
+        return Ok(true);
     }
-    Ok(true)
+    let mut texts = texts.map(|text| text.replace('_', "-"));
+    Ok(!texts.any(|text| V8_HEAP_SIZES.iter().any(|option| text.contains(option))))
 }
 
 pub(super) fn breaker_of(table: &RestartTable) -> Result<BreakerPolicy, Problem> {
@@ -116,4 +124,26 @@ pub(super) fn policy_of(
         return Err(problem("turn.attempts", format!("must be 1 to {}", limits::ATTEMPTS_MAX)));
     }
     Ok(policy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn follows(texts: &[&str]) -> Result<bool, String> {
+        let texts: Vec<String> = texts.iter().map(|text| text.to_string()).collect();
+        let memory = MemoryPolicy { first_bytes: Some(512 << 20), ceiling_bytes: None };
+        heap_follows(texts.iter(), memory).map_err(|problem| format!("{problem:?}"))
+    }
+
+    #[test]
+    fn a_heap_follows_the_memory_limit_unless_it_is_fixed_at_a_number() {
+        assert_eq!(follows(&["node", "agent.mjs"]), Ok(true));
+        assert_eq!(follows(&["node", "--max-old-space-size={heap_mib}"]), Ok(true));
+        assert_eq!(follows(&["node", "--max-old-space-size=256"]), Ok(false));
+        assert_eq!(follows(&["node", "agent.mjs", "--max_old_space_size=256"]), Ok(false));
+        assert_eq!(follows(&["deno", "--v8-flags=--max-heap-size=256"]), Ok(false));
+        let unlimited = heap_follows([].iter(), MemoryPolicy::default());
+        assert!(unlimited.is_ok(), "nothing is filled in, and nothing asked for");
+    }
 }

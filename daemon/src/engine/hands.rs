@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use dormouse_bridge::frames::{Launch, Secret, ToBridge};
+use dormouse_bridge::rundir::Dial;
 use dormouse_core::command::Command;
 use dormouse_core::event::Event;
 use dormouse_core::evidence::{End, Evidence};
@@ -21,6 +22,7 @@ use tokio::sync::mpsc;
 
 use crate::agents::Agents;
 use crate::config::DriverKind;
+use crate::files::Files;
 use crate::report;
 
 /// The drivers of this node, and the lines to the bridges.
@@ -31,6 +33,8 @@ pub(crate) struct Drivers {
     pub(crate) registry: Registry,
     pub(crate) agents: Agents,
     pub(crate) refuse_without_cgroup: bool,
+    /// Where bridges fetch files.
+    pub(crate) files_dial: Dial,
 }
 
 impl Drivers {
@@ -51,13 +55,19 @@ impl Drivers {
 
 pub(crate) struct Hands {
     drivers: Arc<Drivers>,
+    files: Arc<Files>,
     events: mpsc::Sender<Event>,
     runtime: Handle,
 }
 
 impl Hands {
-    pub(crate) fn new(drivers: Arc<Drivers>, events: mpsc::Sender<Event>, runtime: Handle) -> Self {
-        Self { drivers, events, runtime }
+    pub(crate) fn new(
+        drivers: Arc<Drivers>,
+        files: Arc<Files>,
+        events: mpsc::Sender<Event>,
+        runtime: Handle,
+    ) -> Self {
+        Self { drivers, files, events, runtime }
     }
 
     pub(crate) fn disconnect_bridges(&self) {
@@ -87,11 +97,21 @@ impl Hands {
             Command::RefuseBridge { instance, boot, why } => {
                 self.to_boot(&instance, boot, ToBridge::Refused { why: why.to_owned() });
             }
-            Command::ListInputs { instance, .. }
-            | Command::SyncFiles { instance, .. }
-            | Command::LaunchAgent { instance } => {
-                unreachable!("{instance}: no config declares files yet");
+            Command::ListInputs { instance, look } => self.list_inputs(instance, look),
+            Command::SyncFiles { instance, version } => {
+                let workspace = self.drivers.of(&instance.session).workspace_of(&instance.session);
+                let files = self.drivers.files_dial.clone();
+                self.to_bridge(&instance, ToBridge::Sync { version, files, workspace });
             }
+            Command::LaunchAgent { instance } => match self.launch(&instance) {
+                Ok(launch) => self.to_bridge(&instance, ToBridge::Launch { launch }),
+                Err(error) => {
+                    let why = "its agent cannot be launched".to_owned();
+                    self.to_bridge(&instance, ToBridge::Refused { why });
+                    let evidence = Evidence::bare(End::LaunchFailed { error });
+                    self.report(Event::InstanceExited { instance, evidence });
+                }
+            },
             Command::DeliverTurn { instance, turn } => {
                 let text = texts.remove(&turn).expect("the engine adds each delivered text");
                 self.to_bridge(&instance, ToBridge::Turn { turn, text });
@@ -129,6 +149,15 @@ impl Hands {
         let marks = driver.environment_of(instance).into_iter();
         launch.env.extend(marks.map(|(name, value)| (name, Secret(value))));
         Ok(launch)
+    }
+
+    fn list_inputs(&self, instance: InstanceId, look: u64) {
+        let files = Arc::clone(&self.files);
+        let events = self.events.clone();
+        self.runtime.spawn(async move {
+            let outcome = files.list(&instance.session).await;
+            drop(events.send(Event::InputsListed { instance, look, outcome }).await);
+        });
     }
 
     fn start(&self, instance: InstanceId, memory_limit_bytes: Option<u64>) {
@@ -169,6 +198,7 @@ impl Hands {
     }
 
     fn release(&self, instance: InstanceId) {
+        self.files.forget(&instance);
         self.to_bridge(&instance, ToBridge::Release);
         let driver = Arc::clone(self.drivers.of(&instance.session));
         self.runtime.spawn(async move {

@@ -5,8 +5,8 @@
 //! its answer channel closes because the engine ended.
 
 use dormouse_core::command::Answer;
-use dormouse_core::event::{SessionRequest, Submission};
-use dormouse_core::id::{MessageId, SessionId, Subject, TurnId};
+use dormouse_core::event::{CheckpointOffer, SessionRequest, Submission, UploadSubmission};
+use dormouse_core::id::{InstanceId, MessageId, SessionId, Subject, TurnId};
 use dormouse_store::KeyRecord;
 use tokio::sync::{mpsc, oneshot};
 
@@ -41,6 +41,21 @@ pub(crate) enum Request {
         by: Subject,
         ask: Ask,
     },
+    Upload {
+        upload: UploadSubmission,
+        ask: Ask,
+    },
+    Restore {
+        session: SessionId,
+        checkpoint: u64,
+        by: Subject,
+        ask: Ask,
+    },
+    Checkpoint {
+        instance: InstanceId,
+        offer: CheckpointOffer,
+        ask: Ask,
+    },
     Key {
         change: KeyChange,
         reply: Reply,
@@ -61,6 +76,9 @@ impl Request {
             Request::Submit { ask, .. }
             | Request::Session { ask, .. }
             | Request::Redrive { ask, .. }
+            | Request::Upload { ask, .. }
+            | Request::Restore { ask, .. }
+            | Request::Checkpoint { ask, .. }
             | Request::Drop { ask, .. } => ask.reply,
             Request::Key { reply, .. } | Request::Explain { reply, .. } => reply,
             Request::End => return,

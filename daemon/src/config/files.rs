@@ -1,0 +1,346 @@
+//! `[files]`, `[s3]`, and an agent's `inputs` and `files`: where files come from, what is kept of
+//! workspaces, and where.
+//!
+//! Owner: `config::parse`. Invariants: a place is a folder or s3://BUCKET/PREFIX and nothing else;
+//! credentials are named, never written. Absent: reading either.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dormouse_bridge::files::wire::CheckpointPolicy;
+use dormouse_core::limits;
+use dormouse_core::manifest::FilePath;
+use dormouse_core::policy::FilesPolicy;
+use dormouse_core::time::millis;
+use dormouse_edge::files::objects::ObjectPlace;
+use serde::Deserialize;
+
+use super::units::{Size, Span};
+use super::{AdapterSetting, DriverKind, Problem, problem};
+
+/// Where blobs are kept, or inputs come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum FilesPlace {
+    Folder(PathBuf),
+    Objects(ObjectPlace),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FilesSetting {
+    /// `None`: in the data folder.
+    pub(crate) store: Option<FilesPlace>,
+    /// How long blobs that nobody names are kept.
+    pub(crate) garbage_after: Duration,
+}
+
+/// The object store of the config: one for all places.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct S3Setting {
+    pub(crate) endpoint: Option<String>,
+    pub(crate) region: String,
+    pub(crate) allow_http: bool,
+    /// Names of secrets.
+    pub(crate) access_key_id: String,
+    pub(crate) secret_access_key: String,
+    pub(crate) session_token: String,
+}
+
+/// Something that every session of an agent is to find in its workspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Input {
+    /// Below the workspace; `None`: the workspace itself.
+    pub(crate) path: Option<FilePath>,
+    /// `None`: the session's own uploads, of which only the presence is required.
+    pub(crate) from: Option<FilesPlace>,
+    pub(crate) required: Vec<String>,
+    /// The entity tags of its objects say nothing of their contents.
+    pub(crate) has_opaque_etags: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FilesTable {
+    store: String,
+    garbage_after: Span,
+}
+
+const IN_THE_DATA_FOLDER: &str = "folder";
+/// A checkpoint that is being made when a collection begins is committed long before.
+const GARBAGE_AFTER_MIN: Duration = Duration::from_secs(60 * 60);
+
+impl Default for FilesTable {
+    fn default() -> Self {
+        let garbage_after = Span(Duration::from_secs(24 * 60 * 60));
+        Self { store: IN_THE_DATA_FOLDER.to_owned(), garbage_after }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct S3Table {
+    endpoint: Option<String>,
+    region: String,
+    allow_http: bool,
+    access_key_id: String,
+    secret_access_key: String,
+    session_token: String,
+}
+
+impl Default for S3Table {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            region: "us-east-1".to_owned(),
+            allow_http: false,
+            access_key_id: "AWS_ACCESS_KEY_ID".to_owned(),
+            secret_access_key: "AWS_SECRET_ACCESS_KEY".to_owned(),
+            session_token: "AWS_SESSION_TOKEN".to_owned(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InputTable {
+    path: String,
+    from: Option<String>,
+    #[serde(default)]
+    required: Vec<String>,
+    #[serde(default)]
+    etag: Etag,
+}
+
+#[derive(Debug, Deserialize, Default, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+enum Etag {
+    #[default]
+    Md5,
+    Opaque,
+}
+
+#[derive(Debug, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct AgentFilesTable {
+    checkpoint: Option<Checkpoint>,
+    every: Option<Span>,
+    keep: Option<u64>,
+    max_files: Option<u64>,
+    max_size: Option<Size>,
+    exclude: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+enum Checkpoint {
+    Turn,
+    Stop,
+    Off,
+}
+
+/// What can be made again, or cannot be kept.
+const EXCLUDED: &[&str] =
+    &["node_modules", "__pycache__", ".venv", ".cache", "*.sock", "*.tmp", "lost+found"];
+
+pub(super) fn files_of(table: FilesTable, folder: &Path) -> Result<FilesSetting, Problem> {
+    let store = match table.store.as_str() {
+        IN_THE_DATA_FOLDER => None,
+        text => Some(place_of(text, folder).map_err(|words| problem("files.store", words))?),
+    };
+    if table.garbage_after.0 < GARBAGE_AFTER_MIN {
+        return Err(problem("files.garbage_after", "must be at least 1h"));
+    }
+    Ok(FilesSetting { store, garbage_after: table.garbage_after.0 })
+}
+
+pub(super) fn s3_of(table: S3Table) -> Result<S3Setting, Problem> {
+    let names = [
+        ("s3.access_key_id", &table.access_key_id),
+        ("s3.secret_access_key", &table.secret_access_key),
+        ("s3.session_token", &table.session_token),
+    ];
+    for (setting, name) in names {
+        let is_plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if name.is_empty() || !is_plain {
+            let words = "is the name of a secret (letters, digits, _), never its value";
+            return Err(problem(setting, words));
+        }
+    }
+    let S3Table { endpoint, region, allow_http, access_key_id, secret_access_key, session_token } =
+        table;
+    Ok(S3Setting { endpoint, region, allow_http, access_key_id, secret_access_key, session_token })
+}
+
+/// Relative folders are relative to the config's own.
+fn place_of(text: &str, folder: &Path) -> Result<FilesPlace, String> {
+    if text.starts_with("s3://") {
+        return text.parse().map(FilesPlace::Objects).map_err(|error| format!("{error}"));
+    }
+    if text.is_empty() || text.contains("://") {
+        return Err(format!("'{text}' is neither a folder nor s3://BUCKET/PREFIX"));
+    }
+    Ok(FilesPlace::Folder(folder.join(text)))
+}
+
+pub(super) fn inputs_of(tables: Vec<InputTable>, folder: &Path) -> Result<Vec<Input>, Problem> {
+    let mut inputs: Vec<Input> = Vec::new();
+    for table in tables {
+        let text = table.path.trim_end_matches('/');
+        let path =
+            match text {
+                "." => None,
+                text => Some(FilePath::new(text).map_err(|error| {
+                    problem("inputs.path", format!("'{}': {error}", table.path))
+                })?),
+            };
+        let from = table.from.as_deref().map(|text| place_of(text, folder)).transpose();
+        let from = from.map_err(|words| problem("inputs.from", words))?;
+        if from.is_none() && table.required.is_empty() {
+            let words = "is missing, and nothing is required: say where the files come from";
+            return Err(problem("inputs.from", words));
+        }
+        if table.required.iter().any(|pattern| pattern.trim().is_empty()) {
+            return Err(problem("inputs.required", "has an empty pattern"));
+        }
+        let has_opaque_etags = table.etag == Etag::Opaque;
+        let is_below = |one: &Option<FilePath>, other: &Option<FilePath>| match (one, other) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(one), Some(other)) => other
+                .as_str()
+                .strip_prefix(one.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+        };
+        let is_taken = |other: &&Input| {
+            other.from.is_some()
+                && from.is_some()
+                && (is_below(&other.path, &path) || is_below(&path, &other.path))
+        };
+        if let Some(other) = inputs.iter().find(is_taken) {
+            let other = other.path.as_ref().map_or(".", FilePath::as_str);
+            let words = format!("'{}' and '{other}' are one below the other", table.path);
+            return Err(problem("inputs.path", words));
+        }
+        inputs.push(Input { path, from, required: table.required, has_opaque_etags });
+    }
+    Ok(inputs)
+}
+
+/// What the core is told, and what the bridge is.
+pub(super) fn kept_of(
+    table: AgentFilesTable,
+    inputs: &[Input],
+    driver: DriverKind,
+    adapter: &AdapterSetting,
+) -> Result<(FilesPolicy, CheckpointPolicy), Problem> {
+    // A program that lives for long has its own databases open when a turn ends.
+    let standard = match (driver, adapter) {
+        (DriverKind::Fake, _) => Checkpoint::Off,
+        (DriverKind::Process, AdapterSetting::Exec {} | AdapterSetting::Jsonl { .. }) => {
+            Checkpoint::Off
+        }
+        (DriverKind::Process, AdapterSetting::Openai { .. }) => Checkpoint::Off,
+    };
+    let when = table.checkpoint.unwrap_or(standard);
+    let is_on = when != Checkpoint::Off;
+    if driver == DriverKind::Fake && (is_on || !inputs.is_empty()) {
+        return Err(problem("files", "the fake driver has no workspaces"));
+    }
+    let keep = table.keep.unwrap_or(FilesPolicy::default().keep);
+    if keep == 0 {
+        return Err(problem("files.keep", "must be at least 1"));
+    }
+    if table.every.as_ref().is_some_and(|every| every.0 < Duration::from_secs(1)) {
+        return Err(problem("files.every", "must be at least 1s"));
+    }
+    let bounded = |setting: &str, value: Option<u64>, max: u64| match value {
+        Some(value) if !(1..=max).contains(&value) => {
+            Err(problem(setting, format!("must be 1 to {max}")))
+        }
+        value => Ok(value.unwrap_or(max)),
+    };
+    let files_max = bounded("files.max_files", table.max_files, limits::FILES_MAX as u64)?;
+    let size = table.max_size.map(|size| size.0);
+    let bytes_max = bounded("files.max_size", size, limits::FILES_BYTES_MAX)?;
+    let excluded = || EXCLUDED.iter().map(|pattern| (*pattern).to_owned()).collect();
+    let checkpoint = CheckpointPolicy {
+        is_on,
+        after_turn: when == Checkpoint::Turn,
+        every_ms: table.every.filter(|_| is_on).map(|every| millis(every.0)),
+        files_max,
+        bytes_max,
+        exclude: table.exclude.unwrap_or_else(excluded),
+    };
+    Ok((FilesPolicy { has_inputs: !inputs.is_empty(), is_kept: is_on, keep }, checkpoint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inputs(toml: &str) -> Result<Vec<Input>, Problem> {
+        #[derive(Deserialize)]
+        struct Tables {
+            inputs: Vec<InputTable>,
+        }
+        let tables: Tables = toml::from_str(toml).unwrap();
+        inputs_of(tables.inputs, Path::new("/etc/dormouse"))
+    }
+
+    #[test]
+    fn inputs_come_from_a_folder_beside_the_config_from_a_bucket_or_from_the_sender() {
+        let read = inputs(
+            "inputs = [{ path = \"data/\", from = \"inputs\", required = [\"*.csv\"] },\n\
+             { path = \"models\", from = \"s3://bucket/models/\", etag = \"opaque\" },\n\
+             { path = \".\", required = [\"job.json\"] }]",
+        )
+        .unwrap();
+        let folder = FilesPlace::Folder("/etc/dormouse/inputs".into());
+        assert_eq!(read[0].from, Some(folder));
+        assert_eq!(read[0].path.as_ref().unwrap().as_str(), "data");
+        let bucket = FilesPlace::Objects("s3://bucket/models".parse().unwrap());
+        assert_eq!((read[1].from.clone(), read[1].has_opaque_etags), (Some(bucket), true));
+        assert_eq!((read[2].path.clone(), read[2].from.clone()), (None, None));
+    }
+
+    #[test]
+    fn an_input_without_sense_names_its_setting() {
+        let setting = |toml: &str| inputs(toml).unwrap_err().0;
+        assert_eq!(setting("inputs = [{ path = \"../x\", from = \"d\" }]"), "inputs.path");
+        assert_eq!(setting("inputs = [{ path = \"/x\", from = \"d\" }]"), "inputs.path");
+        assert_eq!(setting("inputs = [{ path = \"x\", from = \"gs://b\" }]"), "inputs.from");
+        assert_eq!(setting("inputs = [{ path = \"x\" }]"), "inputs.from");
+        let twice = "inputs = [{ path = \"x\", from = \"d\" }, { path = \"x/y\", from = \"e\" }]";
+        assert_eq!(setting(twice), "inputs.path");
+        assert_eq!(setting("inputs = [{ path = \"x\", required = [\" \"] }]"), "inputs.required");
+    }
+
+    #[test]
+    fn checkpoints_are_taken_after_turns_of_programs_that_a_turn_is_all_of() {
+        let kept = |toml: &str, adapter: AdapterSetting| {
+            let table: AgentFilesTable = toml::from_str(toml).unwrap();
+            kept_of(table, &[], DriverKind::Process, &adapter)
+        };
+        let (policy, checkpoint) = kept("checkpoint = \"turn\"", AdapterSetting::Exec {}).unwrap();
+        assert!(policy.is_kept && checkpoint.after_turn && policy.keep == 10);
+        assert!(checkpoint.exclude.iter().any(|pattern| pattern == "node_modules"));
+        let (url, ready, model, headers) = (String::new(), None, None, Default::default());
+        let openai = || AdapterSetting::Openai {
+            url: url.clone(),
+            ready: ready.clone(),
+            model: model.clone(),
+            headers: std::collections::BTreeMap::clone(&headers),
+        };
+        assert!(!kept("", openai()).unwrap().0.is_kept);
+        let (_, checkpoint) = kept("checkpoint = \"stop\"\nevery = \"5m\"", openai()).unwrap();
+        assert_eq!((checkpoint.after_turn, checkpoint.every_ms), (false, Some(300_000)));
+        for (toml, setting) in [
+            ("keep = 0", "files.keep"),
+            ("every = \"1ms\"", "files.every"),
+            ("max_files = 0", "files.max_files"),
+            ("max_size = \"1TiB\"", "files.max_size"),
+        ] {
+            let found = kept(toml, AdapterSetting::Exec {});
+            assert_eq!(found.unwrap_err().0, setting, "{toml}");
+        }
+    }
+}
