@@ -9,99 +9,31 @@
 #[expect(dead_code, reason = "each test program uses a part of what they share")]
 mod support;
 
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
 use support::agents::python;
-use support::scratch::say;
+use support::openclaw::{Gateway, Model, checkout, daemon_with, provisioned};
 use support::waiting::within;
 use support::{Daemon, Setup};
 
 /// A start of the gateway takes up to half a minute on a busy machine.
 const STEP_WITHIN: Duration = Duration::from_secs(120);
-const TOKEN: &str = "only-for-this-test";
+/// Between words: long enough that no buffer on the way makes one piece of two.
+const WORD_EVERY_MS: u64 = 150;
 
-fn checkout() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().expect("the crate is in the checkout").to_owned()
-}
-
-/// Where `cargo xtask provision` has put it.
-fn provisioned(part: &str) -> Option<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let path = target.unwrap_or_else(|| checkout().join("target")).join("provision").join(part);
-    if path.exists() {
-        return Some(path);
-    }
-    let is_left_out = std::env::var_os("DORMOUSE_SKIP_OPENCLAW").is_some_and(|value| value == "1");
-    assert!(is_left_out, "{} is not there: run `cargo xtask provision`", path.display());
-    say("SKIPPED: OpenClaw is not installed, and DORMOUSE_SKIP_OPENCLAW=1");
-    None
-}
-
-/// The model server, ended with the test.
-struct Model {
-    child: Child,
-    port: u64,
-}
-
-impl Model {
-    fn start() -> Self {
-        // Long enough that no buffer on the way makes one piece of two words.
-        Self::with_delay_ms(150)
-    }
-
-    /// A pause before each word.
-    fn with_delay_ms(delay_ms: u64) -> Self {
-        let script = checkout().join("examples/openclaw/scripted_model.py");
-        let mut child = Command::new(python())
-            .arg(script)
-            .args(["--delay-ms", &delay_ms.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("python can be executed");
-        let stdout = child.stdout.take().expect("it was asked for");
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).expect("it says its port");
-        let said: serde_json::Value = serde_json::from_str(&line).expect("one JSON line");
-        Self { child, port: said["port"].as_u64().expect("a port") }
-    }
-}
-
-impl Drop for Model {
-    fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to do.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-fn daemon_with(openclaw: &Path, model: &Model) -> Daemon {
-    let config = format!(
-        "[agents.openclaw]\n\
-         command = [\"{openclaw}/bin/node\", \"{{examples}}/openclaw/gateway.mjs\", \
-                    \"--port\", \"{{port}}\", \
-                    \"--openclaw\", \"{openclaw}/node_modules/openclaw\"]\n\
-         idle = {{ stop_after = \"4s\" }}\n\
-         start = {{ ready_within = \"2m\" }}\n\
-         [agents.openclaw.adapter]\n\
-         kind = \"openai\"\n\
-         url = \"http://127.0.0.1:{{port}}/v1\"\n\
-         ready = \"/readyz\"\n\
-         model = \"openclaw\"\n\
-         headers = {{ authorization = \"Bearer {TOKEN}\" }}\n\
-         [agents.openclaw.env]\n\
-         OPENCLAW_GATEWAY_TOKEN = \"{TOKEN}\"\n\
-         MODEL_URL = \"http://127.0.0.1:{port}/v1\"\n",
-        openclaw = openclaw.display(),
-        port = model.port,
-    );
-    Setup::new().config(&config).start()
+fn openclaw_with(installation: &Path, model: &Model) -> Daemon {
+    daemon_with(&Gateway {
+        installation,
+        package: "openclaw",
+        model,
+        ready: "/readyz",
+        template: None,
+        settings: "idle = { stop_after = \"4s\" }\nstart = { ready_within = \"2m\" }",
+        environment: "",
+    })
 }
 
 /// The reply to a message and its number of pieces; waits as long as a cold start may take.
@@ -114,8 +46,8 @@ fn ask(daemon: &Daemon, session: &str, text: &str) -> (String, usize) {
 #[test]
 fn openclaw_wakes_answers_sleeps_and_remembers_after_its_sleep() {
     let Some(openclaw) = provisioned("openclaw") else { return };
-    let model = Model::start();
-    let daemon = daemon_with(&openclaw, &model);
+    let model = Model::with_delay_ms(WORD_EVERY_MS);
+    let daemon = openclaw_with(&openclaw, &model);
     let session = "openclaw/ann";
 
     let (reply, pieces) = ask(&daemon, session, "remember the word bluebell");
@@ -138,8 +70,8 @@ fn openclaw_wakes_answers_sleeps_and_remembers_after_its_sleep() {
 #[test]
 fn openclaw_that_is_killed_in_the_middle_of_a_reply_answers_in_its_next_life() {
     let Some(openclaw) = provisioned("openclaw") else { return };
-    let model = Model::with_delay_ms(150);
-    let daemon = daemon_with(&openclaw, &model);
+    let model = Model::with_delay_ms(WORD_EVERY_MS);
+    let daemon = openclaw_with(&openclaw, &model);
     let client = daemon.client();
     let text = "a sentence of a good many words that takes its time to be said";
     let mut stream = client.stream("openclaw/ann", text);
@@ -184,11 +116,11 @@ print(json.dumps({
 #[test]
 fn the_official_client_talks_to_openclaw_unchanged() {
     let Some(openclaw) = provisioned("openclaw") else { return };
-    let Some(client) = provisioned("venv/bin/python") else { return };
-    let model = Model::start();
-    let daemon = daemon_with(&openclaw, &model);
+    let Some(client) = provisioned("openai-client") else { return };
+    let model = Model::with_delay_ms(WORD_EVERY_MS);
+    let daemon = openclaw_with(&openclaw, &model);
     let address = daemon.client().address;
-    let output = Command::new(client)
+    let output = Command::new(client.join("bin/python"))
         .args(["-c", CLIENT, &format!("http://{address}/v1"), daemon.operator_key()])
         .output()
         .expect("the client can be executed");
@@ -208,7 +140,7 @@ fn the_official_client_talks_to_openclaw_unchanged() {
 /// Everything that the client makes of answers and refusals, with an agent that starts at once.
 #[test]
 fn the_official_client_understands_every_answer_and_every_refusal() {
-    let Some(official) = provisioned("venv/bin/python") else { return };
+    let Some(official) = provisioned("openai-client") else { return };
     let script = checkout().join("examples/openclaw/scripted_model.py");
     let daemon = Setup::new()
         .config(&format!(
@@ -221,7 +153,7 @@ fn the_official_client_understands_every_answer_and_every_refusal() {
             python()
         ))
         .start();
-    let mut command = support::cli::scrubbed(official, daemon.folder());
+    let mut command = support::cli::scrubbed(official.join("bin/python"), daemon.folder());
     command.arg(support::agents::program("openai_client.py"));
     command.arg(format!("http://{}/v1", daemon.client().address));
     command.args([daemon.operator_key(), "model", "of-the-client"]);

@@ -10,6 +10,8 @@
 // environment; `${NAME}` in the template is replaced by OpenClaw when it reads the file.
 // Absent: a second process. OpenClaw is imported here, so signals and exit status are its own.
 //
+// The package of before 2026.1.30 has another name, clawdbot, in its entry file and its variables.
+//
 // Usage: node gateway.mjs --port N [--workspace DIR] [--config FILE] [--openclaw DIR]
 
 import { createHash } from "node:crypto";
@@ -23,6 +25,9 @@ class SetupError extends Error {}
 
 /** OpenClaw's status for a bad config, which no restart mends. */
 const EXIT_CONFIG = 78;
+
+/** In the package's folder, newest layout first. */
+const ENTRIES = ["openclaw.mjs", "dist/entry.js"];
 
 /** Makes the folders, the config and the environment; gives the package's entry file. */
 function prepare() {
@@ -38,6 +43,8 @@ function prepare() {
     OPENCLAW_HOME: options.workspace,
     OPENCLAW_STATE_DIR: stateFolder,
     OPENCLAW_CONFIG_PATH: configFile,
+    // Some old versions do not hear of `--port` in `gateway run`.
+    OPENCLAW_GATEWAY_PORT: options.port,
     TMPDIR: temporaryFolder,
     // Dormouse is the only one who restarts, and nothing announces itself on the network.
     OPENCLAW_NO_RESPAWN: "1",
@@ -124,15 +131,18 @@ function writeWhole(file, text) {
 function setDefaults(values) {
   for (const [name, value] of Object.entries(values)) {
     process.env[name] ??= value;
+    const oldName = name.replace(/^OPENCLAW_/, "CLAWDBOT_");
+    process.env[oldName] ??= process.env[name];
   }
 }
 
 /** The package's entry file: below --openclaw, else behind the `openclaw` command in PATH. */
 function findEntry(folder) {
   if (folder !== undefined) {
-    const entry = path.resolve(folder, "openclaw.mjs");
-    if (!existsSync(entry)) {
-      throw new SetupError(`there is no ${entry}; --openclaw wants the package's folder`);
+    const entries = ENTRIES.map((entry) => path.resolve(folder, entry));
+    const entry = entries.find((file) => existsSync(file));
+    if (entry === undefined) {
+      throw new SetupError(`there is no ${entries[0]}; --openclaw wants the package's folder`);
     }
     return entry;
   }

@@ -19,7 +19,8 @@ import urllib.request
 HERE = os.path.dirname(os.path.abspath(__file__))
 NODE = shutil.which("node")
 STAND_IN = """
-const names = ["HOME", "OPENCLAW_STATE_DIR", "OPENCLAW_CONFIG_PATH", "TMPDIR"];
+const names = ["HOME", "OPENCLAW_STATE_DIR", "OPENCLAW_CONFIG_PATH", "OPENCLAW_GATEWAY_PORT",
+  "TMPDIR"];
 const env = Object.fromEntries(names.map((name) => [name, process.env[name]]));
 console.log(JSON.stringify({ arguments: process.argv.slice(1), folder: process.cwd(), env }));
 process.exitCode = 7;
@@ -70,13 +71,25 @@ class Gateway(unittest.TestCase):
         state = os.path.join(self.workspace, ".openclaw")
         temporary = os.path.join(self.workspace, ".tmp")
         expected = {"HOME": self.workspace, "OPENCLAW_STATE_DIR": state, "TMPDIR": temporary,
-                    "OPENCLAW_CONFIG_PATH": self.config}
+                    "OPENCLAW_CONFIG_PATH": self.config, "OPENCLAW_GATEWAY_PORT": "4242"}
         self.assertEqual(said["env"], expected)
         self.assertTrue(os.path.isdir(temporary))
 
     def test_what_the_environment_says_is_kept(self):
         said = json.loads(self.launch(env={"HOME": "/elsewhere"}).stdout)
         self.assertEqual(said["env"]["HOME"], "/elsewhere")
+
+    def test_the_package_under_its_old_name_is_started_with_its_old_variables(self):
+        os.remove(os.path.join(self.package, "openclaw.mjs"))
+        entry = os.path.join(self.package, "dist", "entry.js")
+        os.mkdir(os.path.dirname(entry))
+        self.write(os.path.join(self.package, "package.json"), '{"type": "module"}')
+        self.write(entry, STAND_IN.replace("OPENCLAW_", "CLAWDBOT_"))
+        said = json.loads(self.launch(env={"OPENCLAW_STATE_DIR": "/elsewhere"}).stdout)
+        self.assertEqual(said["arguments"][0], entry)
+        self.assertEqual(said["env"]["CLAWDBOT_STATE_DIR"], "/elsewhere")
+        self.assertEqual(said["env"]["CLAWDBOT_CONFIG_PATH"], self.config)
+        self.assertEqual(said["env"]["CLAWDBOT_GATEWAY_PORT"], "4242")
 
     def test_the_package_behind_the_command_in_the_path_is_found(self):
         folder = os.path.join(self.base, "bin")

@@ -46,7 +46,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "provision",
-        usage: "provision [all|openclaw|openai-client|openclaw-newest]…",
+        usage: "provision [all|openclaw|openai-client|openclaw-newest|openclaw-2026.2|clawdbot]…",
         summary: "install the real programs that end-to-end tests talk to, under target/",
         run: provision_parts,
     },

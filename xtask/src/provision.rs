@@ -4,6 +4,7 @@
 //!  target/provision/openclaw/node_modules/openclaw/openclaw.mjs   the real gateway
 //!  target/provision/openclaw/bin/node                             the Node it runs on
 //!  target/provision/openclaw-newest/                              the same of a newer version
+//!  target/provision/openclaw-2026.2/, clawdbot/                   the same of older ones
 //!  target/provision/venv/bin/python                               Python with the `openai` client
 //! ```
 //! Owner: the table `PARTS`; a version is raised there and nowhere else. Invariants: a part's stamp
@@ -11,6 +12,8 @@
 //! interrupted is installed anew, and a second call changes nothing; one call at a time.
 //! Absent: scripts of packages (`--ignore-scripts`), and anything outside the target folder but the
 //! package managers' own caches.
+
+mod stand_ins;
 
 use std::fs::{self, File};
 use std::io;
@@ -25,14 +28,37 @@ use crate::{root, terminal};
 
 /// A gateway and what it was tried on.
 struct OpenClaw {
+    package: &'static str,
+    /// The file of its command.
+    entry: &'static str,
     version: &'static str,
     node_version: &'static str,
+    /// Whether it wants packages that cannot be had.
+    wants_stand_ins: bool,
 }
 
 /// It wants Node 22.19 or later.
-const OPENCLAW: OpenClaw = OpenClaw { version: "2026.5.28", node_version: "22.23.3" };
+const OPENCLAW: OpenClaw = OpenClaw {
+    package: "openclaw",
+    entry: "openclaw.mjs",
+    version: "2026.5.28",
+    node_version: "22.23.3",
+    wants_stand_ins: false,
+};
 /// It wants Node 24.16 or later.
-const OPENCLAW_NEWEST: OpenClaw = OpenClaw { version: "2026.9.6", node_version: "24.21.0" };
+const OPENCLAW_NEWEST: OpenClaw =
+    OpenClaw { version: "2026.9.6", node_version: "24.21.0", ..OPENCLAW };
+/// Its first start translates its own program, and needs far more memory for that than later ones.
+const OPENCLAW_2026_2: OpenClaw =
+    OpenClaw { version: "2026.2.19", wants_stand_ins: true, ..OPENCLAW };
+/// OpenClaw before it was named so. It ends itself when its config file changes in mid-turn.
+const CLAWDBOT: OpenClaw = OpenClaw {
+    package: "clawdbot",
+    entry: "dist/entry.js",
+    version: "2026.1.24-3",
+    wants_stand_ins: true,
+    ..OPENCLAW
+};
 const OPENAI_CLIENT_VERSION: &str = "3.54.0";
 
 /// Minutes on a slow line; what takes longer is stuck.
@@ -43,7 +69,7 @@ const STAMP: &str = "provisioned.txt";
 pub(crate) enum ProvisionError {
     #[error(
         "there is no part {0:?} to provision, only openclaw, openai-client, \
-             openclaw-newest and all"
+             openclaw-newest, openclaw-2026.2, clawdbot and all"
     )]
     UnknownPart(String),
     #[error("{tool} is missing; {remedy}")]
@@ -91,6 +117,20 @@ const PARTS: &[Part] = &[
         is_in_all: false,
         contents: || openclaw_contents(&OPENCLAW_NEWEST),
         install: |folder| install_openclaw(&OPENCLAW_NEWEST, folder),
+    },
+    Part {
+        name: "openclaw-2026.2",
+        folder: "openclaw-2026.2",
+        is_in_all: false,
+        contents: || openclaw_contents(&OPENCLAW_2026_2),
+        install: |folder| install_openclaw(&OPENCLAW_2026_2, folder),
+    },
+    Part {
+        name: "clawdbot",
+        folder: "clawdbot",
+        is_in_all: false,
+        contents: || openclaw_contents(&CLAWDBOT),
+        install: |folder| install_openclaw(&CLAWDBOT, folder),
     },
 ];
 
@@ -148,9 +188,14 @@ fn install_openclaw(wanted: &OpenClaw, folder: &Path) -> Result<(), ProvisionErr
     let manifest = folder.join("package.json");
     // Without a manifest of its own, npm would look for one in the folders above.
     let prepare = |source| ProvisionError::Folder { path: folder.to_path_buf(), source };
-    fs::write(&manifest, "{\"private\": true}\n").map_err(prepare)?;
+    let contents = if wanted.wants_stand_ins {
+        stand_ins::write(folder).map_err(prepare)?
+    } else {
+        "{\"private\": true}\n".to_string()
+    };
+    fs::write(&manifest, contents).map_err(prepare)?;
     let node = format!("{node_package}@{}", wanted.node_version);
-    let openclaw = format!("openclaw@{}", wanted.version);
+    let openclaw = format!("{}@{}", wanted.package, wanted.version);
     // The package `node` only fetches this one, by an install script.
     let arguments = ["install", "--ignore-scripts", "--no-audit", "--no-fund", "--save-exact"];
     // Its warnings are about the Node that npm runs on, and not about the one installed here.
@@ -160,9 +205,10 @@ fn install_openclaw(wanted: &OpenClaw, folder: &Path) -> Result<(), ProvisionErr
     let target = Path::new("../node_modules").join(node_package).join("bin/node");
     symlink(target, folder.join("bin/node")).map_err(prepare)?;
     let node = folder.join("bin/node").to_string_lossy().into_owned();
-    expect_print("openclaw", &node, &["--version"], wanted.node_version)?;
-    let entry = folder.join("node_modules/openclaw/openclaw.mjs").to_string_lossy().into_owned();
-    expect_print("openclaw", &node, &[entry.as_str(), "--version"], wanted.version)
+    expect_print(wanted.package, &node, &["--version"], wanted.node_version)?;
+    let entry = folder.join("node_modules").join(wanted.package).join(wanted.entry);
+    let entry = entry.to_string_lossy();
+    expect_print(wanted.package, &node, &[&entry, "--version"], wanted.version)
 }
 
 /// The package that holds the Node binary itself.
@@ -271,12 +317,13 @@ mod tests {
         assert_eq!(names(&["openai-client"]), ["openai-client"]);
         assert_eq!(names(&["openclaw-newest"]), ["openclaw-newest"]);
         assert_eq!(names(&["all", "openclaw-newest"]).len(), 3);
+        assert_eq!(names(&["clawdbot", "openclaw-2026.2"]), ["openclaw-2026.2", "clawdbot"]);
     }
 
     #[test]
     fn an_unknown_name_is_refused_before_anything_is_installed() {
-        let error = chosen(&["openclaw".to_string(), "clawdbot".to_string()]).err();
-        assert!(matches!(error, Some(ProvisionError::UnknownPart(name)) if name == "clawdbot"));
+        let error = chosen(&["openclaw".to_string(), "hermes".to_string()]).err();
+        assert!(matches!(error, Some(ProvisionError::UnknownPart(name)) if name == "hermes"));
     }
 
     #[test]

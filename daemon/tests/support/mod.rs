@@ -16,6 +16,7 @@ pub(crate) mod agents;
 pub(crate) mod cli;
 pub(crate) mod daemon;
 pub(crate) mod http;
+pub(crate) mod openclaw;
 pub(crate) mod processes;
 pub(crate) mod scratch;
 pub(crate) mod sse;
