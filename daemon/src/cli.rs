@@ -15,6 +15,7 @@ mod chat;
 mod client;
 mod error;
 mod exit;
+mod files;
 mod follow;
 mod keys;
 mod logs;
@@ -166,6 +167,7 @@ async fn client_command(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Stop(one) => sessions::request("stop", one, context).await,
         Command::Restart(one) => sessions::request("restart", one, context).await,
         Command::Queue(command) => queue::queue(command, context).await,
+        Command::Files(command) => files::files(command, context).await,
         Command::Keys(command) => keys::keys(command, context).await,
         Command::Agents => agents::agents(context).await,
         Command::Up

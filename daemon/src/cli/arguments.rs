@@ -94,6 +94,9 @@ pub(crate) enum Command {
     /// Messages that wait, and dead letters.
     #[command(subcommand)]
     Queue(Queue),
+    /// A session's files: put, get, list, and go back to a checkpoint.
+    #[command(subcommand)]
+    Files(Files),
     /// API keys.
     #[command(subcommand)]
     Keys(Keys),
@@ -139,9 +142,9 @@ pub(crate) struct Send {
     #[arg(value_name = "AGENT[/KEY]")]
     pub(crate) session: SessionArgument,
     /// The message; `-` reads standard input. Several words are joined by spaces.
-    #[arg(value_name = "TEXT", required_unless_present = "file")]
+    #[arg(value_name = "TEXT", required = true)]
     pub(crate) text: Vec<String>,
-    /// Send a file with it (not supported in this version: exit code 8).
+    /// Put a file into the session's workspace first, under its own name.
     #[arg(long, value_name = "PATH")]
     pub(crate) file: Vec<PathBuf>,
     /// Print the message's id as soon as it is accepted, and do not wait for the reply.
@@ -262,6 +265,63 @@ pub(crate) enum Queue {
     Drop {
         #[arg(required = true)]
         message: Vec<MessageId>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Files {
+    /// List what the session has: its newest checkpoint, and what was put since.
+    Ls {
+        #[arg(value_name = "AGENT[/KEY]")]
+        session: SessionArgument,
+    },
+    /// Put files, or folders with all that is in them, into the session's workspace.
+    ///
+    /// They are there for the next turn. Example: dormouse files put python sales.csv --to data/
+    Put {
+        #[arg(value_name = "AGENT[/KEY]")]
+        session: SessionArgument,
+        #[arg(value_name = "FILE", required = true)]
+        local: Vec<PathBuf>,
+        /// Where in the workspace; with a slash at its end, the folder for them [default: its root]
+        #[arg(long, value_name = "PATH")]
+        to: Option<String>,
+    },
+    /// Get a file as the newest checkpoint has it, or as it was put since.
+    ///
+    /// Example: dormouse files get python result.csv -o /tmp/result.csv
+    Get {
+        #[arg(value_name = "AGENT[/KEY]")]
+        session: SessionArgument,
+        /// In the workspace.
+        path: String,
+        /// Where to write it; `-` is standard output [default: its name, here]
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Write over a file that is there.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Take a file out of the session's workspace, before the next turn.
+    Rm {
+        #[arg(value_name = "AGENT[/KEY]")]
+        session: SessionArgument,
+        /// In the workspace.
+        path: String,
+    },
+    /// List the session's checkpoints, the newest first.
+    History {
+        #[arg(value_name = "AGENT[/KEY]")]
+        session: SessionArgument,
+    },
+    /// Begin the session's next life with a checkpoint. Stops the life that runs, after its turn.
+    ///
+    /// What was put or made since is not in it. Example: dormouse files restore python 3
+    Restore {
+        #[arg(value_name = "AGENT[/KEY]")]
+        session: SessionArgument,
+        /// Its number, as `dormouse files history` shows it.
+        checkpoint: u64,
     },
 }
 

@@ -7,8 +7,10 @@
 use std::io;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
+use futures_util::stream::{Stream, unfold};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
+use hyper::body::{Bytes, Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
@@ -16,12 +18,15 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::target::Target;
 use crate::api::shape::{ErrorBody, ErrorDetail};
 
+/// What of a file is in memory while it is sent.
+const PIECE_BYTES: usize = 256 << 10;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// A page of the longest messages, each byte of them written as six.
@@ -67,16 +72,39 @@ pub(crate) struct Call {
     method: Method,
     path: String,
     headers: Vec<(HeaderName, String)>,
-    body: Option<String>,
+    body: CallBody,
 }
+
+#[derive(Debug)]
+enum CallBody {
+    Text(String),
+    File { file: tokio::fs::File, bytes: u64 },
+}
+
+type SentBody = BoxBody<Bytes, io::Error>;
 
 impl Call {
     pub(crate) fn get(path: impl Into<String>) -> Self {
-        Self { method: Method::GET, path: path.into(), headers: Vec::new(), body: None }
+        Self {
+            method: Method::GET,
+            path: path.into(),
+            headers: Vec::new(),
+            body: CallBody::Text(String::new()),
+        }
     }
 
     pub(crate) fn post(path: impl Into<String>) -> Self {
         Self { method: Method::POST, ..Self::get(path) }
+    }
+
+    pub(crate) fn put(path: impl Into<String>) -> Self {
+        Self { method: Method::PUT, ..Self::get(path) }
+    }
+
+    /// The first `bytes` of a file as the body, read while it is sent.
+    pub(crate) fn file(mut self, file: tokio::fs::File, bytes: u64) -> Self {
+        self.body = CallBody::File { file, bytes };
+        self.header(header::CONTENT_LENGTH, bytes.to_string())
     }
 
     pub(crate) fn delete(path: impl Into<String>) -> Self {
@@ -85,14 +113,44 @@ impl Call {
 
     pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
         let text = serde_json::to_string(body).expect("bodies have text keys and no foreign types");
-        self.body = Some(text);
+        self.body = CallBody::Text(text);
         self.header(header::CONTENT_TYPE, "application/json")
+    }
+
+    /// A large body takes its time to be sent: a mebibyte in a second is slow.
+    fn answer_within(&self) -> Duration {
+        match &self.body {
+            CallBody::Text(_) => ANSWER_WITHIN,
+            CallBody::File { bytes, .. } => ANSWER_WITHIN + Duration::from_secs(bytes >> 20),
+        }
     }
 
     pub(crate) fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
+}
+
+/// A file that has grown meanwhile is cut where it was; one that has shrunk breaks off.
+fn pieces(
+    file: tokio::fs::File,
+    bytes: u64,
+) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
+    unfold((file.take(bytes), bytes), |(mut file, left)| async move {
+        if left == 0 {
+            return None;
+        }
+        let mut piece = Vec::with_capacity(PIECE_BYTES);
+        let read = (&mut file).take(PIECE_BYTES as u64).read_to_end(&mut piece).await;
+        let read = match read {
+            Ok(0) => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+            other => other,
+        };
+        match read {
+            Ok(read) => Some((Ok(Frame::data(piece.into())), (file, left - read as u64))),
+            Err(error) => Some((Err(error), (file, 0))),
+        }
+    })
 }
 
 #[derive(Debug, Clone)]
@@ -126,21 +184,22 @@ impl Client {
 
     /// An answer whose status is 2xx; any other is an error.
     pub(crate) async fn open(&self, call: Call) -> Result<Answer, ClientError> {
+        let answer_within = call.answer_within();
         let request = self.request(call)?;
         let stream = self.connect().await?;
         let cut = |source| ClientError::Cut { url: self.url(), source };
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(cut)?;
         // Its failure is seen by whoever waits for the answer or its body.
         tokio::spawn(async move { connection.await.ok() });
-        let answered = timeout(ANSWER_WITHIN, sender.send_request(request)).await;
-        let response = answered.map_err(|_| self.silent(ANSWER_WITHIN))?.map_err(cut)?;
+        let answered = timeout(answer_within, sender.send_request(request)).await;
+        let response = answered.map_err(|_| self.silent(answer_within))?.map_err(cut)?;
         if response.status().is_success() {
             return Ok(Answer { url: self.url(), response });
         }
         Err(self.refusal(response).await)
     }
 
-    fn request(&self, call: Call) -> Result<Request<Full<Bytes>>, ClientError> {
+    fn request(&self, call: Call) -> Result<Request<SentBody>, ClientError> {
         let mut builder = Request::builder()
             .method(call.method)
             .uri(format!("{}{}", self.target.prefix, call.path))
@@ -152,7 +211,12 @@ impl Client {
         for (name, value) in call.headers {
             builder = builder.header(name, value);
         }
-        let body = Full::new(Bytes::from(call.body.unwrap_or_default()));
+        let body = match call.body {
+            CallBody::Text(text) => {
+                Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed()
+            }
+            CallBody::File { file, bytes } => BoxBody::new(StreamBody::new(pieces(file, bytes))),
+        };
         builder.body(body).map_err(|error| self.not_understood(error))
     }
 

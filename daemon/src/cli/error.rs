@@ -9,6 +9,7 @@ use std::io;
 use std::path::PathBuf;
 
 use dormouse_core::id::{MessageId, SessionId};
+use dormouse_core::manifest::PathError;
 use dormouse_core::record::MessageState;
 use serde_json::json;
 
@@ -38,8 +39,16 @@ pub(crate) enum CommandError {
     Input(#[source] io::Error),
     #[error("the message is longer than {} bytes", dormouse_core::limits::MESSAGE_BYTES_MAX)]
     InputTooLong,
-    #[error("files cannot be sent with a message in this version")]
-    FilesNotSupported { path: PathBuf },
+    #[error("{} cannot be read or written", path.display())]
+    LocalFile {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} is there already", path.display())]
+    WouldOverwrite { path: PathBuf },
+    #[error("'{path}' is no path of a workspace: {source}")]
+    WorkspacePath { path: String, source: PathError },
     #[error("'{name}' cannot stand for the key's subject as well as for its name")]
     KeyName { name: String },
     #[error("{session} was not started so often; its newest start is #{newest}")]
@@ -143,13 +152,16 @@ impl CommandError {
             Self::Interrupted { message_id } => interrupted_report(*message_id),
             Self::Input(_) => Report::new(Exit::Usage, "bad_input", self)
                 .because(self)
-                .next(["give UTF-8 text; other files cannot be sent in this version"]),
+                .next(["give UTF-8 text; other files go with --file"]),
             Self::InputTooLong => Report::new(Exit::Usage, "too_long", self)
                 .next(["put it into several messages, or where the agent can fetch it"]),
-            Self::FilesNotSupported { path } => {
-                let words = format!("send a text file as the message: … - < {}", path.display());
-                Report::new(Exit::NotSupported, "files_not_supported", self).next([&words])
-            }
+            Self::LocalFile { .. } => Report::new(Exit::LocalFault, "file", self)
+                .because(self)
+                .next(["look at the path and its permissions"]),
+            Self::WouldOverwrite { .. } => Report::new(Exit::Usage, "would_overwrite", self)
+                .next(["--force writes over it; -o names another file"]),
+            Self::WorkspacePath { .. } => Report::new(Exit::Usage, "bad_path", self)
+                .next(["name it from the workspace's root, for example data/sales.csv"]),
             Self::KeyName { .. } => Report::new(Exit::Usage, "bad_subject", self)
                 .next(["say with --subject whom the key stands for: --subject bot"]),
             Self::NoSuchStart { session, .. } => {

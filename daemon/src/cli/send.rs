@@ -14,6 +14,7 @@ use serde_json::json;
 use super::Context;
 use super::arguments::Send;
 use super::error::{CommandError, Lost};
+use super::files;
 use super::follow::{Audience, Follower, Patience, Progress};
 use super::terminal::{OutputError, Terminal, Tone};
 use crate::api::shape::{Message, Status, StatusState, Submitted};
@@ -21,15 +22,16 @@ use crate::api::shape::{Message, Status, StatusState, Submitted};
 const SEPARATOR: &str = "──── that attempt failed; the reply starts again ────";
 
 pub(crate) async fn send(arguments: Send, context: &mut Context<'_>) -> Result<(), CommandError> {
-    if let Some(path) = arguments.file.first() {
-        return Err(CommandError::FilesNotSupported { path: path.clone() });
-    }
     let text = match arguments.text.as_slice() {
         [dash] if dash == "-" => read_input(std::io::stdin().lock())?,
         words => words.join(" "),
     };
     let idempotency_key = arguments.idempotency_key.unwrap_or_else(fresh_key);
     let session = &arguments.session.0;
+    // Before the message is: the turn that it wakes finds them.
+    for (local, path) in files::placed(&arguments.file, None)? {
+        files::put(session, &local, &path, context).await?;
+    }
     let idempotency_key = &idempotency_key;
     let turn = Turn { session, text: &text, idempotency_key, is_in_chat: false };
     if arguments.no_wait {

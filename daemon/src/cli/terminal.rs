@@ -139,6 +139,15 @@ impl Terminal {
     }
 
     /// Ends a line that a reply has left open.
+    /// A file's bytes, as they are; on a terminal, which they must not drive, as text.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<(), OutputError> {
+        if self.out.is_terminal {
+            return self.reply(&String::from_utf8_lossy(bytes));
+        }
+        self.out.writer.write_all(bytes).and_then(|()| self.out.writer.flush())?;
+        Ok(())
+    }
+
     pub(crate) fn end_line(&mut self) -> Result<(), OutputError> {
         if std::mem::take(&mut self.is_within_line) {
             write_all(&mut self.out, "\n")?;
