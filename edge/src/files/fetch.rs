@@ -7,12 +7,13 @@
 //!
 //! Owner: the daemon frames the pieces for a bridge. Invariants: nothing is read that nobody asks
 //! for: the stream runs only while it is polled, and holds at most a piece of each open file; each
-//! wanted file ends once, by an end or a failure; a failure is one file's own. Absent: tasks,
-//! frames, and hashes.
+//! wanted file ends once, by an end or a failure; a failure is one file's own. Absent: tasks, and
+//! hashes.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dormouse_bridge::files::stream as wire;
 use dormouse_core::manifest::{ContentId, FilePath, Sha256Hash};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt as _};
@@ -62,6 +63,23 @@ pub enum PieceKind {
         is_retryable: bool,
         message: String,
     },
+}
+
+impl Piece {
+    /// As it travels to a bridge: to be sent one after the other. Data is not copied.
+    pub fn framed(self) -> [Bytes; 2] {
+        let index = self.index;
+        match self.kind {
+            PieceKind::Data(data) => {
+                let bytes = u32::try_from(data.len()).expect("a piece was read at once");
+                [Bytes::copy_from_slice(&wire::piece_head(index, bytes)), data]
+            }
+            PieceKind::End => [Bytes::copy_from_slice(&wire::file_end(index)), Bytes::new()],
+            PieceKind::Failed { is_retryable, message } => {
+                [wire::file_failure(index, is_retryable, &message).into(), Bytes::new()]
+            }
+        }
+    }
 }
 
 /// What files are fetched from.
@@ -150,4 +168,31 @@ fn in_full(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use dormouse_bridge::files::stream::{FetchDecoder, FetchEvent};
+
+    use super::*;
+
+    #[test]
+    fn framed_pieces_are_read_by_a_bridge_as_they_were() {
+        let data = PieceKind::Data(Bytes::from_static(b"some bytes"));
+        let message = "in/x vanished since it was listed".to_owned();
+        let lost = PieceKind::Failed { is_retryable: true, message: message.clone() };
+        let pieces = [(2, data), (2, PieceKind::End), (0, lost)];
+        let framed = pieces.map(|(index, kind)| Piece { index, kind }.framed().concat()).concat();
+        let (mut decoder, mut input) = (FetchDecoder::new(3), &framed[..]);
+        let mut heard = Vec::new();
+        while let Some(event) = decoder.next(&mut input).unwrap() {
+            heard.push(event);
+        }
+        let expected = [
+            FetchEvent::Bytes { index: 2, bytes: b"some bytes" },
+            FetchEvent::End { index: 2 },
+            FetchEvent::Failed { index: 0, is_retryable: true, words: message },
+        ];
+        assert_eq!(heard, expected);
+    }
 }
