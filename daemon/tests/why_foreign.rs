@@ -108,6 +108,7 @@ fn ecs_is_asked_through_its_own_tool_also_for_tasks_that_the_list_forgot() {
         2,
         &[
             ("list-tasks", Ok(json!({"taskArns": ["arn:aws:ecs:eu-west-1:1:task/prod/0a0a"]}))),
+            ("describe-clusters", Ok(cluster("ACTIVE"))),
             ("describe-services", Ok(service())),
             ("describe-tasks", Ok(json!({"tasks": [task("0f0f", OUT_OF_MEMORY)], "failures": []}))),
             (
@@ -126,6 +127,8 @@ fn ecs_is_asked_through_its_own_tool_also_for_tasks_that_the_list_forgot() {
         "{missing}"
     );
     let asked = place.read("asked").replace(['[', ']'], "").replace('\n', " ");
+    let first = "ecs describe-clusters --clusters prod --output json ecs list-tasks ";
+    assert!(asked.trim_start().starts_with(first), "{asked}");
     for call in [
         "ecs list-tasks --service-name api --desired-status STOPPED --cluster prod --output json",
         "ecs describe-services --services api --cluster prod --output json",
@@ -133,6 +136,56 @@ fn ecs_is_asked_through_its_own_tool_also_for_tasks_that_the_list_forgot() {
     ] {
         assert!(asked.contains(call), "{call} is not in {asked}");
     }
+}
+
+fn cluster(status: &str) -> Value {
+    let arn = "arn:aws:ecs:eu-west-1:1:cluster/prod";
+    json!({"clusters": [{"clusterArn": arn, "clusterName": "prod", "status": status,
+        "registeredContainerInstancesCount": 0, "runningTasksCount": 0}], "failures": []})
+}
+
+#[test]
+fn a_cluster_that_is_not_there_or_was_deleted_is_named_and_nothing_more_is_asked() {
+    let unknown = json!({"clusters": [], "failures": [
+        {"arn": "arn:aws:ecs:eu-west-1:1:cluster/prod", "reason": "MISSING"}]});
+    for (answer, in_sentence, in_missing) in [
+        (unknown, "cluster prod, which does not exist", "knows no cluster of this name"),
+        (cluster("INACTIVE"), "cluster prod, which is INACTIVE", "it was deleted"),
+    ] {
+        let place = Place::new();
+        place.tool("aws", 2, &[("describe-clusters", Ok(answer))]);
+        let asking = ["ecs", "--cluster", "prod", "--service", "api", "--json"];
+        let report = place.why(&asking).json();
+        assert_eq!(report.get("verdict"), None, "{report}");
+        assert!(report["sentence"].as_str().unwrap().contains(in_sentence), "{report}");
+        assert!(report["missing"].to_string().contains(in_missing), "{report}");
+        assert_eq!(report["missing"].as_array().unwrap().len(), 1, "{report}");
+        let asked = place.read("asked");
+        assert_eq!(asked.matches("[ecs]").count(), 1, "{asked}");
+    }
+}
+
+#[test]
+fn who_may_not_look_at_the_cluster_is_told_so_and_the_rest_is_asked_all_the_same() {
+    let place = Place::new();
+    let denied = "An error occurred (AccessDeniedException): not authorized to perform: \
+                  ecs:DescribeClusters";
+    place.tool(
+        "aws",
+        2,
+        &[
+            ("describe-clusters", Err(denied)),
+            ("list-tasks", Ok(json!({"taskArns": ["arn:aws:ecs:eu-west-1:1:task/prod/0a0a"]}))),
+            ("describe-services", Ok(service())),
+            ("describe-tasks", Ok(json!({"tasks": [task("0f0f", OUT_OF_MEMORY)], "failures": []}))),
+            ("describe-task-definition", Err("AccessDeniedException")),
+        ],
+    );
+    let report = place.why(&["ecs", "--cluster", "prod", "--service", "api", "--json"]).json();
+    assert_eq!(report["verdict"], "oom_limit", "{report}");
+    let missing = report["missing"].to_string();
+    assert!(missing.contains("aws ecs describe-clusters: not allowed"), "{missing}");
+    assert!(missing.contains("ecs:DescribeClusters"), "{missing}");
 }
 
 #[test]

@@ -30,6 +30,7 @@ pub(super) fn read(documents: &[Document], wanted: &Wanted, gaps: &Gaps) -> Read
             | Kind::EcsTaskEvent
             | Kind::EcsServices
             | Kind::EcsTaskDefinition
+            | Kind::EcsClusters
             | Kind::EcsOther
             | Kind::KubernetesPod
             | Kind::KubernetesEvent

@@ -48,7 +48,8 @@ pub(super) enum Kind {
     EcsTaskEvent,
     EcsServices,
     EcsTaskDefinition,
-    /// Lists of names, clusters: known, and without evidence.
+    EcsClusters,
+    /// Lists of names: known, and without evidence.
     EcsOther,
     DockerContainer,
     DockerEvent,
@@ -65,6 +66,7 @@ impl Kind {
             Kind::EcsTaskEvent => "task state change",
             Kind::EcsServices => "describe-services",
             Kind::EcsTaskDefinition => "describe-task-definition",
+            Kind::EcsClusters => "describe-clusters",
             Kind::EcsOther => "ecs",
             Kind::DockerContainer => "docker inspect",
             Kind::DockerEvent => "docker events",
@@ -82,6 +84,7 @@ impl Kind {
             | Kind::EcsTaskEvent
             | Kind::EcsServices
             | Kind::EcsTaskDefinition
+            | Kind::EcsClusters
             | Kind::EcsOther => Platform::Ecs,
             Kind::DockerContainer | Kind::DockerEvent => Platform::Docker,
             Kind::KubernetesPod
@@ -217,7 +220,10 @@ fn kind_of(value: &Value) -> Option<Kind> {
     if value.get("taskDefinition").is_some_and(Value::is_object) {
         return Some(Kind::EcsTaskDefinition);
     }
-    if is_list("taskArns") || is_list("clusters") || is_list("serviceArns") {
+    if is_list("clusters") {
+        return Some(Kind::EcsClusters);
+    }
+    if is_list("taskArns") || is_list("clusterArns") || is_list("serviceArns") {
         return Some(Kind::EcsOther);
     }
     if has("taskArn") && (has("containers") || has("lastStatus")) {

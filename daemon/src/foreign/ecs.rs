@@ -1,4 +1,5 @@
-//! Amazon ECS: describe-tasks, describe-services, describe-task-definition and task state changes.
+//! Amazon ECS: describe-clusters, describe-tasks, describe-services, describe-task-definition and
+//! task state changes.
 //!
 //! Owner: `foreign`. Read `task` for one stopped task, `decider` for which of its containers
 //! counts; here stands which tasks are meant, and a service that could not even place one.
@@ -27,6 +28,9 @@ struct Pile<'a> {
     tasks: Vec<Place<'a>>,
     services: Vec<Place<'a>>,
     definitions: Vec<Place<'a>>,
+    clusters: Vec<Place<'a>>,
+    /// Names of those that ECS was asked about and does not know.
+    unknown_clusters: Vec<String>,
 }
 
 pub(super) fn read(documents: &[Document], wanted: &Wanted, gaps: &Gaps) -> Reading {
@@ -53,6 +57,7 @@ pub(super) fn read(documents: &[Document], wanted: &Wanted, gaps: &Gaps) -> Read
         counted(tasks.len(), "task", "tasks")
     )];
     looked_at.extend(service.as_ref().map(|_service| "the service and its events".to_owned()));
+    looked_at.extend(dead_cluster(&pile, cluster(&tasks, wanted), gaps));
     Reading {
         subject: subject(&tasks, service.as_ref(), wanted),
         ask_again: ask_again(&tasks, wanted),
@@ -74,7 +79,10 @@ fn sorted<'a>(documents: &'a [Document], gaps: &'a Gaps) -> Pile<'a> {
     for document in documents {
         let place = document.place(gaps);
         for failure in place.key("failures").items() {
-            note_failure(&failure);
+            match document.kind {
+                Kind::EcsClusters => pile.unknown_clusters.extend(unknown_cluster(&failure)),
+                _ => note_failure(&failure),
+            }
         }
         match document.kind {
             Kind::EcsTasks => pile.tasks.extend(place.key("tasks").items()),
@@ -82,6 +90,7 @@ fn sorted<'a>(documents: &'a [Document], gaps: &'a Gaps) -> Pile<'a> {
             Kind::EcsTaskEvent => pile.tasks.push(place.key("detail")),
             Kind::EcsServices => pile.services.extend(place.key("services").items()),
             Kind::EcsTaskDefinition => pile.definitions.push(place.key("taskDefinition")),
+            Kind::EcsClusters => pile.clusters.extend(place.key("clusters").items()),
             Kind::EcsOther
             | Kind::DockerContainer
             | Kind::DockerEvent
@@ -102,6 +111,49 @@ fn note_failure(failure: &Place<'_>) {
         _ => "ECS said nothing about it",
     };
     failure.gaps().add(format!("{}: {words} ({reason})", last_part(arn)));
+}
+
+/// Its name, if that is what the failure says.
+fn unknown_cluster(failure: &Place<'_>) -> Option<String> {
+    if failure.key("reason").text() != Some("MISSING") {
+        note_failure(failure);
+        return None;
+    }
+    failure.key("arn").text().map(|arn| last_part(arn).to_owned())
+}
+
+/// A cluster that is not there, or not in use: then nothing in it can be asked about, and that no
+/// task was found says nothing.
+fn dead_cluster(pile: &Pile<'_>, name: Option<&str>, gaps: &Gaps) -> Option<String> {
+    let is_it = |found: &str| name.is_none_or(|name| name == found);
+    if let Some(unknown) = pile.unknown_clusters.iter().find(|unknown| is_it(unknown)) {
+        gaps.add(format!(
+            "cluster {unknown}: ECS knows no cluster of this name in this account and region \
+             (MISSING): is it another one, or another profile?"
+        ));
+        return Some(format!("cluster {unknown}, which does not exist"));
+    }
+    let of = |cluster: &Place<'_>| {
+        let found = cluster.key("clusterName").text().or_else(|| {
+            let arn = cluster.key("clusterArn").text()?;
+            Some(last_part(arn))
+        });
+        Some((
+            found.filter(|found| is_it(found))?.to_owned(),
+            cluster.key("status").text()?.to_owned(),
+        ))
+    };
+    let (found, status) =
+        pile.clusters.iter().filter_map(of).find(|(_, status)| status != "ACTIVE")?;
+    let words = match status.as_str() {
+        "INACTIVE" => "it was deleted, and its tasks with it",
+        "PROVISIONING" => "it is being made",
+        "DEPROVISIONING" => "it is being deleted",
+        "FAILED" => "it could not be made",
+        _ => "it is not in use",
+    };
+    gaps.add(format!("cluster {found} is {status}: {words}"));
+    Some(format!("cluster {found}, which is {status}"))
 }
 
 /// "arn:aws:ecs:eu-west-1:1:task/cluster/abc" → "abc"

@@ -67,6 +67,7 @@ pub(super) fn read(documents: &[Document], wanted: &Wanted, gaps: &Gaps) -> Read
             | Kind::EcsTaskEvent
             | Kind::EcsServices
             | Kind::EcsTaskDefinition
+            | Kind::EcsClusters
             | Kind::EcsOther
             | Kind::DockerContainer
             | Kind::DockerEvent => {}

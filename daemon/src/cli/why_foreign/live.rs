@@ -92,6 +92,9 @@ async fn ecs(asked: &mut Asked, wanted: &Wanted) {
     let with = |words: &[&str]| -> Vec<String> {
         words.iter().chain(&of_cluster).map(|word| (*word).to_owned()).collect()
     };
+    if !cluster_is_there(asked, cluster).await {
+        return;
+    }
     let mut tasks = BTreeSet::new();
     if let Some(task) = &wanted.task {
         tasks.insert(last_part(task).to_owned());
@@ -127,6 +130,17 @@ async fn ecs(asked: &mut Asked, wanted: &Wanted) {
         let words: Vec<&str> = words.into_iter().chain(["--output", "json"]).collect();
         asked.ask("aws", &words).await;
     }
+}
+
+/// `false`: ECS says that it has no such cluster, or none in use; the answer is kept, and says so.
+/// Where that could not be asked, the rest is asked all the same.
+async fn cluster_is_there(asked: &mut Asked, cluster: &str) -> bool {
+    let words = ["ecs", "describe-clusters", "--clusters", cluster, "--output", "json"];
+    let Some(answer) = asked.ask("aws", &words).await else { return true };
+    let is_missing =
+        answer["failures"].as_array().into_iter().flatten().any(|it| it["reason"] == "MISSING");
+    let is_deleted = answer["clusters"][0]["status"] == "INACTIVE";
+    !is_missing && !is_deleted
 }
 
 async fn describe_service(
