@@ -260,31 +260,45 @@ fn the_fields_of_memory_are_filled_in_from_the_limit() {
     assert_eq!(daemon.client().ask("heap/a", "?"), "--max-old-space-size=32 of 64\n");
 }
 
-/// The runtime's own limit is at fault, and follows the group's.
-#[test]
-fn a_heap_that_follows_the_memory_limit_grows_with_it_after_one_death() {
-    let script = "require('readline').createInterface({ input: process.stdin }).on('line', l => { \
-                  const { turn } = JSON.parse(l); const kept = []; \
-                  for (let n = 0; n < 80; n++) kept.push(new Array(131072).fill(n + 0.5)); \
-                  console.log(JSON.stringify({ turn, done: 'kept ' + kept.length })); });";
-    let command = toml_list(&["node", "-e", script]);
+/// An agent whose own heap limit is at fault: it keeps so many MiB for one message, dies of them
+/// once, and has enough when its memory limit is doubled.
+fn a_heap_grows_after_one_death(memory_mib: u64, kept_mib: u64, settings: &str) {
+    let script = format!(
+        "require('readline').createInterface({{ input: process.stdin }}).on('line', l => {{ \
+         const {{ turn }} = JSON.parse(l); const kept = []; \
+         for (let n = 0; n < {kept_mib}; n++) kept.push(new Array(131072).fill(n + 0.5)); \
+         console.log(JSON.stringify({{ turn, done: 'kept ' + kept.length }})); }});"
+    );
+    let command = toml_list(&["node", "-e", &script]);
     let daemon = Setup::new()
         .config(&format!(
             "[agents.node]\ncommand = {command}\nadapter = {{ kind = \"jsonl\" }}\n\
-             memory = \"256MiB\"\nheap = \"25%\"\nturn = {{ attempts = 2 }}\n\
-             env = {{ NODE_OPTIONS = \"--max-old-space-size={{heap_mib}}\" }}"
+             memory = \"{memory_mib}MiB\"\nturn = {{ attempts = 2 }}\n{settings}"
         ))
         .start();
     if !has_limits(&daemon) || !has_node() {
         return;
     }
     let client = daemon.client();
-    // 80 MiB are too much for 64, and not for 128.
-    assert_eq!(client.ask("node/a", "keep"), "kept 80");
+    assert_eq!(client.ask("node/a", "keep"), format!("kept {kept_mib}"));
     let exit = last_exit(&client, "node/a");
     assert_eq!(verdict(&exit), "oom_heap proved", "{exit}");
     assert_eq!(client.generation("node/a"), 2);
-    assert_eq!(limit_of(&daemon, "node/a"), 512 << 20);
+    assert_eq!(limit_of(&daemon, "node/a"), memory_mib << 21);
+}
+
+#[test]
+fn a_heap_that_follows_the_memory_limit_grows_with_it_after_one_death() {
+    // 80 MiB are too much for 64, and not for 128.
+    let share = "heap = \"25%\"\n\
+                 env = { NODE_OPTIONS = \"--max-old-space-size={heap_mib}\" }";
+    a_heap_grows_after_one_death(256, 80, share);
+}
+
+#[test]
+fn a_heap_that_v8_fits_to_the_memory_limit_by_itself_grows_with_it_too() {
+    // It takes half, and no less than 256 MiB: 300 MiB are too much for that, and not for 512.
+    a_heap_grows_after_one_death(512, 300, "");
 }
 
 /// A program per turn: the turn dies of the limit, the instance does not, and gets another one.
