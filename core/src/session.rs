@@ -167,10 +167,12 @@ impl Session {
         self.last_failure
     }
 
-    /// It is being started, or was, and is stopped because it was not ready in time.
+    /// It is being started, or was, and is stopped because it, or its files, were not ready in
+    /// time.
     pub(crate) fn is_at_its_start(&self) -> bool {
         let stop = self.instance.as_ref().and_then(|instance| Some(instance.stop?.reason));
-        self.phase == Phase::Starting || stop == Some(StopReason::StartTimeout)
+        self.phase == Phase::Starting
+            || matches!(stop, Some(StopReason::StartTimeout | StopReason::FilesFailed))
     }
 
     pub fn queue(&self) -> &Queue {

@@ -267,6 +267,7 @@ impl World {
         let bridge = self.bridges.get_mut(&id).expect("the bridge was just seen");
         let mut run = bridge.run.take().expect("the run was just seen");
         bridge.previous_text.clone_from(&run.text);
+        let session = bridge.instance.session.clone();
         let turn = run.turn;
         let mut outcome = match failed {
             None => {
@@ -283,9 +284,12 @@ impl World {
             },
         };
         self.checker.ended(turn, &outcome);
+        self.leave_work(&session);
+        self.offer_checkpoint(id);
         if let (true, TurnOutcome::Answered { text, .. }) = (misquotes, &mut outcome) {
             text.push('!');
         }
+        let bridge = self.bridges.get_mut(&id).expect("the bridge was just seen");
         bridge.results.insert(turn, outcome.clone());
         self.say(id, Up::Ended { turn, outcome });
         self.idle(id);
@@ -296,6 +300,7 @@ impl World {
         let Some(bridge) = self.bridges.get_mut(&id).filter(|bridge| bridge.agent_lives()) else {
             return Ok(());
         };
+        let offers = !bridge.is_dead;
         bridge.is_gone = true;
         bridge.run = None;
         bridge.holds.clear();
@@ -307,6 +312,10 @@ impl World {
             oom_victim: (end.oom_kills > 0).then_some(OomVictim::Main),
             ..Evidence::bare(end.end)
         };
+        if offers {
+            self.offer_checkpoint(id);
+        }
+        let bridge = self.bridges.get_mut(&id).expect("the bridge was just seen");
         if !bridge.is_dead {
             bridge.exit = Some(evidence.clone());
             self.say(id, Up::Exited { evidence });

@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dormouse_core::event::{AgentState, TurnOutcome};
 use dormouse_core::evidence::{AskedBy, End, Evidence};
 use dormouse_core::id::{BootId, InstanceId, TurnId};
+use dormouse_core::manifest::FilesVersion;
 
 use crate::agent::{AgentEnd, Run};
 use crate::fault::Fault;
@@ -54,6 +55,10 @@ pub(crate) struct Bridge {
     executed: BTreeSet<TurnId>,
     pub(crate) holds: BTreeMap<String, u64>,
     pub(crate) exit: Option<Evidence>,
+    /// What its workspace is being brought to.
+    pub(crate) syncing: Option<FilesVersion>,
+    /// What it was brought to in this life.
+    pub(crate) applied: Option<FilesVersion>,
 }
 
 impl Bridge {
@@ -109,6 +114,8 @@ impl World {
             executed: BTreeSet::new(),
             holds: BTreeMap::new(),
             exit: None,
+            syncing: None,
+            applied: None,
         };
         self.bridges.insert(id, bridge);
         // One that was started for a daemon that is gone takes its time to appear.
@@ -210,6 +217,8 @@ impl World {
                     self.repeat_work(id)?;
                 }
             }
+            Down::Sync { version } => self.begin_sync(id, version),
+            Down::Launch => self.launch(id)?,
             Down::Turn { turn, text } => self.take_turn(id, turn, &text)?,
             Down::Acknowledge { turn } => {
                 bridge.results.remove(&turn);
@@ -235,6 +244,7 @@ impl World {
         let Some(bridge) = self.bridges.get(&id) else { return };
         let mut frames = Vec::new();
         let mut counted = Vec::new();
+        frames.extend(bridge.applied.map(|version| Up::Synced { version }));
         if bridge.was_ready && !bridge.told_ready {
             frames.push(Up::Ready);
         }
@@ -294,6 +304,11 @@ impl World {
             format!("{turn} reached {instance} while {running:?} runs there")
         })?;
         self.checker.executed(turn, &instance, &self.durable)?;
+        let workspace = self.files.workspaces.get(&instance.session).copied();
+        // What is left of an agent that is not configured any more has nothing declared.
+        if let Some(policy) = self.engine.agents.get(instance.session.agent()) {
+            self.checker.check_files(turn, &instance, policy, workspace)?;
+        }
         self.begin_turn(id, turn, text);
         Ok(())
     }

@@ -8,8 +8,10 @@
 //! that a single write breaks (`store`).
 
 mod clocks;
+mod files;
 mod pauses;
 mod sessions;
+mod starts;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +28,7 @@ use crate::engine::NewMessage;
 use crate::store::{MessageRow, Tables};
 use crate::swarm::Config;
 use crate::violation::{Checked, Invariant};
+use files::FilesBooks;
 use sessions::Watch;
 
 #[derive(Debug)]
@@ -46,6 +49,7 @@ pub(crate) struct Checker {
     in_touch: BTreeSet<SessionId>,
     /// Steps that were committed.
     steps: u64,
+    files: FilesBooks,
 }
 
 /// What an agent really said in a turn.
@@ -80,6 +84,7 @@ impl Checker {
             wall_clock_moves: 0,
             in_touch: BTreeSet::new(),
             steps: 0,
+            files: FilesBooks::default(),
         }
     }
 
@@ -176,12 +181,21 @@ impl Checker {
             (Asked::Session, Answer::Requested(_)) => true,
             (Asked::Session, Answer::Refused(refusal)) => *refusal == Refusal::UnknownAgent,
             (Asked::Drop { .. }, Answer::Refused(refusal)) => *refusal == Refusal::UnknownAgent,
+            (Asked::Upload, Answer::Uploaded { .. }) => true,
+            (Asked::Upload, Answer::Refused(refusal)) => {
+                matches!(refusal, Refusal::UnknownAgent | Refusal::NotYourSession)
+            }
+            (Asked::Offer, Answer::CheckpointMade { .. }) => true,
+            (Asked::Offer, Answer::Refused(refusal)) => {
+                matches!(refusal, Refusal::PastLife | Refusal::OtherLineage | Refusal::NotWhole)
+            }
             (Asked::Submit { .. } | Asked::Redrive { .. }, Answer::Requested(_))
             | (
                 Asked::Session | Asked::Drop { .. },
                 Answer::Accepted { .. } | Answer::Duplicate { .. },
             )
-            | (_, Answer::Uploaded { .. } | Answer::CheckpointMade { .. }) => false,
+            | (_, Answer::Uploaded { .. } | Answer::CheckpointMade { .. })
+            | (Asked::Upload | Asked::Offer, _) => false,
         };
         Invariant::HonestAnswer.check(is_honest, || format!("{asked:?} was answered {answer:?}"))
     }

@@ -29,10 +29,20 @@ pub(crate) struct Clients {
 /// What a request is about.
 #[derive(Debug, Clone)]
 pub(crate) enum Asked {
-    Submit { send: usize, new: NewMessage },
+    Submit {
+        send: usize,
+        new: NewMessage,
+    },
     Session,
-    Redrive { dead: MessageId },
-    Drop { message: MessageId },
+    Redrive {
+        dead: MessageId,
+    },
+    Drop {
+        message: MessageId,
+    },
+    Upload,
+    /// By a bridge.
+    Offer,
 }
 
 #[derive(Debug)]
@@ -61,7 +71,11 @@ impl World {
                 return Ok(());
             }
         }
-        if self.fires(Fault::Redriven) {
+        if self.fires(Fault::UploadedBySender) {
+            self.ask_to_upload();
+        } else if self.fires(Fault::RestoredByOperator) {
+            self.ask_to_restore();
+        } else if self.fires(Fault::Redriven) {
             self.ask_for_redrive();
         } else if self.fires(Fault::Dropped) {
             self.ask_for_drop();
@@ -110,7 +124,7 @@ impl World {
         number
     }
 
-    fn ask(&mut self, asked: Asked) -> RequestId {
+    pub(crate) fn ask(&mut self, asked: Asked) -> RequestId {
         let request = RequestId(self.fresh_id());
         self.clients.open.insert(request, asked);
         request

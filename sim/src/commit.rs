@@ -70,6 +70,7 @@ impl World {
         for step in &batch.steps {
             self.checker.committed(step, &self.engine.agents, &in_touch)?;
         }
+        self.check_kept(batch)?;
         if batch.has_caught_up {
             self.checker.check_overdue(batch.begun_at_ms, &self.engine.agents)?;
         }

@@ -113,6 +113,20 @@ faults! {
     FailsFinally = 40,
     PoisonMessage = 40,
 
+    // Files.
+    InputsChange = 60,
+    InputMissing = 40,
+    InputsUnreachable = 60,
+    /// The daemon never says what the inputs are.
+    ListingHangs = 20,
+    SyncFails = 80,
+    SyncFailsForGood = 20,
+    /// The machine, or its disk, is another one.
+    WorkspaceLost = 80,
+    WorkspaceRestored = 0,
+    UploadedBySender = 80,
+    RestoredByOperator = 40,
+
     // Senders and operators.
     AnswerLost = 60,
     KeyRepeated = 60,

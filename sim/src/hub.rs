@@ -13,9 +13,10 @@
 //! new link away). Absent: sockets, tokens, WebSocket.
 
 use dormouse_core::command::Command;
-use dormouse_core::event::{AgentState, Event, TurnOutcome};
+use dormouse_core::event::{AgentState, Event, FilesProblem, FilesProgress, TurnOutcome};
 use dormouse_core::evidence::Evidence;
 use dormouse_core::id::{BootId, InstanceId, TurnId};
+use dormouse_core::manifest::FilesVersion;
 
 use crate::bridge::BridgeId;
 use crate::engine::Input;
@@ -33,6 +34,9 @@ pub(crate) enum Up {
     Delta { turn: TurnId, offset: u64, text: String },
     Ended { turn: TurnId, outcome: TurnOutcome },
     Hold { name: String, for_ms: u64 },
+    Syncing { progress: FilesProgress },
+    Synced { version: FilesVersion },
+    SyncFailed { version: FilesVersion, problem: FilesProblem },
     Exited { evidence: Evidence },
 }
 
@@ -40,6 +44,8 @@ pub(crate) enum Up {
 #[derive(Debug, Clone)]
 pub(crate) enum Down {
     Welcome { launch: bool },
+    Sync { version: FilesVersion },
+    Launch,
     Refused,
     Turn { turn: TurnId, text: String },
     Acknowledge { turn: TurnId },
@@ -256,11 +262,11 @@ impl World {
                     self.send_down(id, Down::Refused);
                 }
             }
-            Command::ListInputs { instance, .. }
-            | Command::SyncFiles { instance, .. }
-            | Command::LaunchAgent { instance } => {
-                unreachable!("{instance}: no agent of this world has files")
+            Command::ListInputs { instance, look } => self.list_inputs(instance.clone(), *look),
+            Command::SyncFiles { instance, version } => {
+                self.tell_bridge(instance, Down::Sync { version: *version });
             }
+            Command::LaunchAgent { instance } => self.tell_bridge(instance, Down::Launch),
             Command::DeliverTurn { instance, turn } => {
                 let row = self.durable.messages.get(&turn.message);
                 let text = row.map(|row| row.record.text.clone()).unwrap_or_default();
@@ -316,6 +322,11 @@ fn event_of(frame: Up, instance: InstanceId, boot: BootId) -> Event {
         Up::Delta { turn, offset, text } => Event::TurnProgressed { instance, turn, offset, text },
         Up::Ended { turn, outcome } => Event::TurnEnded { instance, turn, outcome },
         Up::Hold { name, for_ms } => Event::HoldTaken { instance, name, for_ms },
+        Up::Syncing { progress } => Event::FilesProgressed { instance, progress },
+        Up::Synced { version } => Event::FilesSynced { instance, version },
+        Up::SyncFailed { version, problem } => {
+            Event::FilesSyncFailed { instance, version, problem }
+        }
         Up::Exited { evidence } => Event::InstanceExited { instance, evidence },
     }
 }

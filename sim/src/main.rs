@@ -21,6 +21,7 @@ mod commit;
 mod driver;
 mod engine;
 mod fault;
+mod files;
 mod hub;
 mod prng;
 mod recovery;

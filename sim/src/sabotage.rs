@@ -58,6 +58,10 @@ pub(crate) enum Sabotage {
     BridgeForgetsHolds,
     /// The bridge changes what the agent said.
     BridgeMisquotes,
+    /// The bridge says that the files are there, and has brought none.
+    BridgeSkipsSync,
+    /// A checkpoint that is committed holds less than was offered.
+    StoreCutsCheckpoint,
 }
 
 impl Sabotage {
@@ -89,6 +93,8 @@ impl Sabotage {
         (Sabotage::BridgeRepeats, &[Invariant::BoundedAttempts]),
         (Sabotage::BridgeForgetsHolds, &[Invariant::NoIdleStopWithWork]),
         (Sabotage::BridgeMisquotes, &[Invariant::ReplyIntegrity]),
+        (Sabotage::BridgeSkipsSync, &[Invariant::FilesBeforeWork]),
+        (Sabotage::StoreCutsCheckpoint, &[Invariant::NothingOverwritten]),
     ];
 }
 

@@ -20,8 +20,10 @@ use dormouse_core::event::{DeadLetter, PriorMessage};
 use dormouse_core::id::{Generation, InstanceId, MessageId, SessionId, Subject, TurnId};
 use dormouse_core::journal::Decision;
 use dormouse_core::limits;
+use dormouse_core::manifest::ManifestDigest;
 use dormouse_core::record::{
-    Delivery, ExitRecord, MessageRecord, MessageState, SessionRecord, StoredSession,
+    CheckpointRecord, Delivery, ExitRecord, MessageRecord, MessageState, SessionRecord,
+    StoredSession, UploadRecord,
 };
 use dormouse_core::session::phase::Phase;
 use dormouse_core::time::Wall;
@@ -49,6 +51,8 @@ pub(crate) struct Tables {
     pub(crate) exits: BTreeSet<InstanceId>,
     /// Rows of the journal per session.
     pub(crate) decisions: BTreeMap<SessionId, u64>,
+    uploads: BTreeMap<SessionId, u64>,
+    pub(crate) checkpoints: BTreeMap<(SessionId, u64), ManifestDigest>,
     /// Since the last pass through the codec.
     fresh_exits: Vec<ExitRecord>,
     fresh_decisions: Vec<Decision>,
@@ -102,7 +106,8 @@ impl Tables {
                 self.row(*message, &[MessageState::Dead])?.is_off_the_list = true;
                 Ok(())
             }
-            Write::InsertUpload(_) | Write::InsertCheckpoint { .. } => Ok(()),
+            Write::InsertUpload(record) => self.insert_upload(record),
+            Write::InsertCheckpoint { record, keep } => self.insert_checkpoint(record, *keep),
             Write::InsertExit(exit) => self.insert_exit(exit),
             Write::InsertDecision(decision) => {
                 let (from, to) = (decision.from, decision.to);
@@ -114,6 +119,24 @@ impl Tables {
                 Ok(())
             }
         }
+    }
+
+    fn insert_upload(&mut self, record: &UploadRecord) -> Checked {
+        let newest = self.uploads.entry(record.session.clone()).or_default();
+        *newest += 1;
+        let (number, expected) = (record.number, *newest);
+        Invariant::Conservation.check(number == expected, || {
+            format!("upload {number} of {} is number {expected}", record.session)
+        })
+    }
+
+    fn insert_checkpoint(&mut self, record: &CheckpointRecord, keep: u64) -> Checked {
+        let session = record.session.clone();
+        let before = self.checkpoints.insert((session.clone(), record.number), record.manifest);
+        self.checkpoints.retain(|(of, number), _| *of != session || number + keep > record.number);
+        Invariant::Conservation.check(before.is_none(), || {
+            format!("checkpoint {} of {session} is there twice", record.number)
+        })
     }
 
     fn put_session(&mut self, record: &SessionRecord) -> Checked {

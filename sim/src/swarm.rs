@@ -89,6 +89,7 @@ impl Config {
             + longest(|policy| policy.stop_grace)
             + longest(|policy| policy.stop_after)
             + dormouse_core::limits::HOLD_SPAN_MAX
+            + dormouse_core::limits::FILES_SILENT_WITHIN * 2
             + Duration::from_millis(self.orphan_limit_ms);
         let messages = u32::try_from(messages).expect("a small world");
         let total = limits + AFTERMATH + PER_MESSAGE * messages;
@@ -131,6 +132,9 @@ fn draw_agent(rng: &mut Prng) -> AgentPolicy {
     if rng.chance(300) {
         policy.retry = RetrySafety::Ask;
     }
+    policy.files.has_inputs = rng.chance(300);
+    policy.files.is_kept = rng.chance(400);
+    policy.files.keep = rng.between(1, 4);
     policy
 }
 

@@ -28,8 +28,12 @@ pub(crate) enum Invariant {
     /// I9: failed starts are followed by pauses (in true time, whatever the wall clock does: I17),
     /// and starts at one time are bounded.
     BoundedRestarts,
-    /// I11, as far as there are files: no turn before its agent is ready.
+    /// No turn before its agent is ready.
     ReadyBeforeWork,
+    /// I11: no turn before its files.
+    FilesBeforeWork,
+    /// I11: no checkpoint of what is not whole, or has less than the one before.
+    NothingOverwritten,
     /// I12: a reply is what the agent said in that attempt, without gap or repeat.
     ReplyIntegrity,
     /// I13: one final word per message.
@@ -57,6 +61,8 @@ impl Invariant {
             Invariant::NoIdleStopWithWork => "I8 no idle stop with work",
             Invariant::BoundedRestarts => "I9 bounded restarts",
             Invariant::ReadyBeforeWork => "I11 ready before work",
+            Invariant::FilesBeforeWork => "I11 files before work",
+            Invariant::NothingOverwritten => "I11 nothing good is overwritten",
             Invariant::ReplyIntegrity => "I12 reply integrity",
             Invariant::OneOutcome => "I13 one visible outcome",
             Invariant::Cause => "I18 cause",

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dormouse_core::event::Event;
 use dormouse_core::id::{InstanceId, TurnId};
+use dormouse_core::manifest::FilesVersion;
 use dormouse_core::time::{Monotonic, Now, Wall};
 
 use crate::agent::AgentEnd;
@@ -26,6 +27,7 @@ use crate::clients::Clients;
 use crate::driver::Driver;
 use crate::engine::Engine;
 use crate::fault::{Fault, FaultCounts};
+use crate::files::FilesWorld;
 use crate::hub::{Down, Link, LinkId, Up};
 use crate::prng::Prng;
 use crate::sabotage::Sabotage;
@@ -55,6 +57,9 @@ pub(crate) enum Action {
     AgentReady { bridge: BridgeId },
     AgentWorks { bridge: BridgeId, turn: TurnId },
     AgentEnds { bridge: BridgeId, end: AgentEnd },
+    InputsAreListed { epoch: u64, instance: InstanceId, look: u64 },
+    SyncGoesOn { bridge: BridgeId },
+    SyncEnds { bridge: BridgeId, version: FilesVersion },
     ClientActs,
     ClientRetries { send: usize },
     WeatherChanges,
@@ -84,6 +89,7 @@ pub(crate) struct World {
     pub(crate) driver: Driver,
     pub(crate) bridges: BTreeMap<BridgeId, Bridge>,
     pub(crate) links: BTreeMap<LinkId, Link>,
+    pub(crate) files: FilesWorld,
     pub(crate) clients: Clients,
     pub(crate) checker: Checker,
     pub(crate) trace: Trace,
@@ -128,6 +134,7 @@ impl World {
             driver: Driver::default(),
             bridges: BTreeMap::new(),
             links: BTreeMap::new(),
+            files: FilesWorld::default(),
             clients: Clients::default(),
             checker: Checker::new(&config),
             trace,
@@ -182,6 +189,11 @@ impl World {
             Action::AgentReady { bridge } => self.agent_ready(bridge),
             Action::AgentWorks { bridge, turn } => self.agent_works(bridge, turn),
             Action::AgentEnds { bridge, end } => self.agent_ends(bridge, end),
+            Action::InputsAreListed { epoch, instance, look } => {
+                self.inputs_are_listed(epoch, instance, look)
+            }
+            Action::SyncGoesOn { bridge } => self.sync_goes_on(bridge),
+            Action::SyncEnds { bridge, version } => self.sync_ends(bridge, version),
             Action::ClientActs => self.client_acts(),
             Action::ClientRetries { send } => self.client_retries(send),
             Action::WeatherChanges => self.weather_changes(),
@@ -244,6 +256,7 @@ impl World {
         if self.fires(Fault::WallClockBack) {
             self.move_wall_clock(-1);
         }
+        self.change_inputs();
         let everyone: Vec<BridgeId> = self.bridges.keys().copied().collect();
         for bridge in everyone {
             if self.fires(Fault::BridgeKilled) {
@@ -328,7 +341,8 @@ impl Action {
         match self {
             Action::DriverCreates { instance, .. }
             | Action::DriverKills { instance, .. }
-            | Action::DriverNotices { instance, .. } => Some(&instance.session),
+            | Action::DriverNotices { instance, .. }
+            | Action::InputsAreListed { instance, .. } => Some(&instance.session),
             Action::DriverReports { event, .. } => event.session(),
             Action::EngineTurns
             | Action::EngineCommits { .. }
@@ -344,6 +358,8 @@ impl Action {
             | Action::AgentReady { .. }
             | Action::AgentWorks { .. }
             | Action::AgentEnds { .. }
+            | Action::SyncGoesOn { .. }
+            | Action::SyncEnds { .. }
             | Action::ClientActs
             | Action::ClientRetries { .. }
             | Action::WeatherChanges

@@ -50,8 +50,9 @@ enum Step {
 }
 
 impl Files {
-    /// The line to the bridge was lost or is new: what was asked over it is asked again.
-    pub(super) fn line_changed(&mut self) {
+    /// The line to the bridge was lost or is new, or the message that waited is gone: whatever was
+    /// asked is asked again.
+    pub(super) fn start_over(&mut self) {
         self.step = Step::Rest;
     }
 
@@ -355,7 +356,9 @@ impl Session {
         by: Subject,
         ctx: &mut Context<'_>,
     ) {
-        if !(1..=self.files.checkpoints).contains(&checkpoint) {
+        let newest = self.files.checkpoints;
+        let is_kept = checkpoint.saturating_add(ctx.policy.files.keep) > newest;
+        if !(1..=newest).contains(&checkpoint) || !is_kept {
             let denied = RequestOutcome::Denied(DeniedBecause::NoSuchCheckpoint);
             return ctx.effects.answer(request, Answer::Requested(denied));
         }

@@ -64,7 +64,7 @@ impl Session {
             AgentState::Starting | AgentState::Ready => limits::HOLDS_RETOLD_WITHIN,
         };
         instance.link = Link::Attached { holds_known_at: ctx.now.monotonic + holds_known_after };
-        instance.files.line_changed();
+        instance.files.start_over();
         let is_to_launch = phase == Phase::Starting && agent == AgentState::NotLaunched;
         let launch = is_to_launch && !self.needs_files(ctx);
         ctx.effects.command(Command::AdmitBridge { instance: instance_id, boot, launch });
@@ -110,7 +110,7 @@ impl Session {
         let instance = self.instance_mut();
         if instance.boot == Some(boot) && instance.link.is_attached() {
             instance.link = Link::Detached { since: now };
-            instance.files.line_changed();
+            instance.files.start_over();
         }
     }
 

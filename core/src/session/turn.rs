@@ -405,6 +405,8 @@ impl Session {
         if was_head && !is_leased && !is_dead {
             self.retry = None;
             if self.phase == Phase::Awake {
+                // What was looked at for that message may be old for the next.
+                self.instance_mut().files.start_over();
                 self.deliver_next(ctx);
             }
         }

@@ -25,6 +25,8 @@ use crate::violation::{Checked, Invariant};
 #[derive(Debug, Default)]
 pub(super) struct Clocks {
     started_at: u64,
+    files_at: u64,
+    files_heard_at: u64,
     turn_at: u64,
     progress_at: u64,
     drain_at: u64,
@@ -42,6 +44,8 @@ impl Clocks {
     pub(super) fn begun(at: u64) -> Self {
         Self {
             started_at: at,
+            files_at: at,
+            files_heard_at: at,
             turn_at: at,
             progress_at: at,
             drain_at: at,
@@ -50,6 +54,11 @@ impl Clocks {
             wanted_since: None,
             is_too_slow: false,
         }
+    }
+
+    /// From now on the agent has its time to become ready.
+    pub(super) fn files_are_there(&mut self, at: u64) {
+        self.files_at = at;
     }
 
     pub(super) fn turn_begins(&mut self, at: u64) {
@@ -78,6 +87,16 @@ impl Clocks {
         } else if let Event::BridgeDetached { .. } = event {
             self.detached_at.get_or_insert(at);
         }
+        let is_of_files = matches!(
+            event,
+            Event::BridgeAttached { .. }
+                | Event::InputsListed { .. }
+                | Event::FilesProgressed { .. }
+                | Event::FilesSynced { .. }
+        );
+        if is_of_files {
+            self.files_heard_at = at;
+        }
     }
 }
 
@@ -101,7 +120,9 @@ impl Watch {
             clocks.detached_at.is_some_and(|since| is_over(since, policy.reattach_within));
         let is_stuck = is_over(clocks.progress_at, policy.stuck_after) && !self.may_be_silent(at);
         match self.phase {
-            Phase::Starting if is_over(clocks.started_at, policy.ready_within) => Some("ready"),
+            Phase::Starting if is_over(self.start_since(), self.start_limit(policy)) => {
+                Some("ready")
+            }
             Phase::Awake | Phase::Draining if is_unreachable => Some("reattach"),
             Phase::Awake if self.turn.is_some() && is_stuck => Some("stuck"),
             Phase::Awake if self.turn.is_some() && is_over(clocks.turn_at, policy.turn_within) => {
@@ -124,6 +145,19 @@ impl Watch {
         }
     }
 
+    /// Since when its start is judged: with files on their way, since these were heard of.
+    fn start_since(&self) -> u64 {
+        self.clocks.started_at.max(self.clocks.files_heard_at)
+    }
+
+    /// Files have their own silence, and then the agent has its time.
+    fn start_limit(&self, policy: &AgentPolicy) -> Duration {
+        let files = policy.files;
+        let may_wait = files.has_inputs || files.is_kept || self.has_files;
+        let silence = if may_wait { limits::FILES_SILENT_WITHIN } else { Duration::ZERO };
+        policy.ready_within + silence
+    }
+
     /// The life that ends now was at least this long.
     pub(super) fn has_lived(&self, window: Duration, at: u64) -> bool {
         at >= self.clocks.started_at + millis(window)
@@ -144,7 +178,7 @@ impl Watch {
     ) -> Checked {
         let clocks = &self.clocks;
         let (since, limit, is_excused) = match &decision.because {
-            Because::NotReadyInTime { .. } => (clocks.started_at, policy.ready_within, false),
+            Because::NotReadyInTime { .. } => (clocks.files_at, policy.ready_within, false),
             Because::TurnStuck { .. } => {
                 (clocks.progress_at, policy.stuck_after, self.may_be_silent(at))
             }
@@ -236,6 +270,10 @@ impl Checker {
         let watch = self.watch(id);
         let was_too_slow = watch.clocks.is_too_slow;
         watch.clocks.is_too_slow |= matches!(decision.because, Because::NotReadyInTime { .. });
+        // Of a start, only what ends it is a failure of the start.
+        let is_of_files = matches!(decision.because, Because::Files { .. });
+        watch.clocks.is_too_slow |=
+            is_of_files && decision.to == Phase::Stopping && decision.from == Phase::Starting;
         let failures = match &decision.because {
             Because::Exited { failures, .. } | Because::StartFailed { failures, .. } => *failures,
             _other => watch.failures,

@@ -11,16 +11,17 @@ use dormouse_core::command::Write;
 use dormouse_core::event::{Event, SessionRequest};
 use dormouse_core::evidence::{AskedBy, End};
 use dormouse_core::id::{AgentName, Generation, InstanceId, MessageId, SessionId, TurnId};
-use dormouse_core::journal::{Because, Decision, ExitSummary};
+use dormouse_core::journal::{Because, Decision, ExitSummary, FilesChange};
 use dormouse_core::limits;
 use dormouse_core::policy::{AgentPolicy, RetrySafety};
-use dormouse_core::record::SessionRecord;
+use dormouse_core::record::{FilesRecord, SessionRecord};
 use dormouse_core::session::phase::Phase;
 use dormouse_core::time::{Wall, millis};
 
 use super::Checker;
 use super::clocks::Clocks;
 use super::pauses::{Ended, PAUSE_MAX, PROBE_MAX, Pause, check_failure};
+use super::starts::{check_idle_stop, check_start};
 use crate::engine::Step;
 use crate::store::Tables;
 use crate::violation::{Checked, Invariant};
@@ -29,26 +30,28 @@ use crate::violation::{Checked, Invariant};
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) phase: Phase,
-    generation: Generation,
+    pub(super) generation: Generation,
     pub(super) active_at: u64,
     pub(super) clocks: Clocks,
     /// Holds that its live instance declared.
     pub(super) holds: BTreeMap<String, Hold>,
     /// The same as the agent itself knows them: it may have given up one that the daemon still
     /// counts.
-    true_holds: BTreeMap<String, u64>,
+    pub(super) true_holds: BTreeMap<String, u64>,
     pub(super) queue: BTreeSet<MessageId>,
     pub(super) turn: Option<TurnId>,
     pub(super) failures: u32,
     pub(super) pause: Option<Pause>,
     /// Starts since something other than a failure happened.
-    starts: Vec<u64>,
+    pub(super) starts: Vec<u64>,
     /// Starts that the driver said had failed: nothing was there, so there is no evidence.
     never_started: BTreeSet<Generation>,
     /// It was wanted when its newest exit was written down: for messages, or by an operator.
     had_work: bool,
     decisions: u64,
     pub(super) wake: Wake,
+    /// Something was put into it, or kept of it.
+    pub(super) has_files: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -79,8 +82,8 @@ impl Wake {
 }
 
 /// An agent that always fails is started at most this often in ten minutes.
-const STARTS_MAX: usize = 8;
-const STARTS_WINDOW_MS: u64 = 10 * 60 * 1_000;
+pub(super) const STARTS_MAX: usize = 8;
+pub(super) const STARTS_WINDOW_MS: u64 = 10 * 60 * 1_000;
 
 impl Watch {
     fn new() -> Self {
@@ -100,6 +103,7 @@ impl Watch {
             had_work: false,
             decisions: 0,
             wake: Wake::NotAsked,
+            has_files: false,
         }
     }
 
@@ -153,12 +157,26 @@ impl Watch {
         }
     }
 
+    fn files_changed(&mut self, change: &FilesChange, phase: Phase, at: u64) {
+        match change {
+            FilesChange::InPlace { .. } => self.clocks.files_are_there(at),
+            // Of a life that runs it makes another one.
+            FilesChange::RestoreRequested { .. } if phase.has_instance() => {
+                self.wake = Wake::Owed;
+            }
+            FilesChange::RestoreRequested { .. }
+            | FilesChange::Failed { .. }
+            | FilesChange::Uploaded { .. }
+            | FilesChange::CheckpointMade { .. } => {}
+        }
+    }
+
     fn ends_message(&mut self, message: MessageId) {
         self.queue.remove(&message);
         self.turn = self.turn.filter(|turn| turn.message != message);
     }
 
-    fn ends_pause(&mut self, id: &SessionId, at: u64) -> Checked {
+    pub(super) fn ends_pause(&mut self, id: &SessionId, at: u64) -> Checked {
         let Some(pause) = self.pause.take() else { return Ok(()) };
         Invariant::BoundedRestarts.check(at >= pause.over_at, || {
             format!("{id}: its pause ended {} ms too early", pause.over_at - at)
@@ -207,6 +225,7 @@ impl Checker {
     ) -> Checked {
         match write {
             Write::InsertMessage(record) => {
+                self.files.accepted(record.id, step.at_ms);
                 let watch = self.watch(&record.session);
                 watch.queue.insert(record.id);
                 if watch.phase == Phase::Awake {
@@ -214,17 +233,22 @@ impl Checker {
                 }
             }
             Write::LeaseDelivery { turn, .. } => {
+                if let Some(session) = self.session_of(turn.message) {
+                    self.files.leased(&session, *turn);
+                }
                 let Some(watch) = self.watch_of(turn.message) else { return Ok(()) };
                 watch.turn = Some(*turn);
                 watch.active_at = step.at_ms;
                 watch.clocks.turn_begins(step.at_ms);
             }
             Write::ReturnDelivery { message, excused, .. } => {
+                self.note_turn_end(*message, step.at_ms);
                 let turn = self.watch_of(*message).and_then(|watch| watch.turn.take());
                 return self.check_attempts(*message, turn, *excused);
             }
             Write::AnswerMessage { turn, generation, text, .. } => {
                 self.check_outcome(*turn, *generation, text)?;
+                self.note_turn_end(turn.message, step.at_ms);
                 if let Some(watch) = self.watch_of(turn.message) {
                     watch.ends_message(turn.message);
                     watch.failures = 0;
@@ -232,6 +256,7 @@ impl Checker {
                 }
             }
             Write::BuryMessage { message, .. } | Write::CancelMessage { message, .. } => {
+                self.note_turn_end(*message, step.at_ms);
                 if let Some(watch) = self.watch_of(*message) {
                     watch.ends_message(*message);
                 }
@@ -242,9 +267,9 @@ impl Checker {
                 let watch = self.watch(&exit.session);
                 watch.had_work = !watch.queue.is_empty() || watch.wake != Wake::NotAsked;
             }
+            Write::InsertUpload(record) => self.files.uploaded(&record.session, record.number),
             Write::MarkRedriven { .. }
             | Write::DropDeadLetter { .. }
-            | Write::InsertUpload(_)
             | Write::InsertCheckpoint { .. } => {}
         }
         Ok(())
@@ -275,7 +300,20 @@ impl Checker {
         })
     }
 
+    fn note_turn_end(&mut self, message: MessageId, at: u64) {
+        if let Some(session) = self.session_of(message) {
+            self.files.turn_ended(&session, at);
+        }
+    }
+
+    fn session_of(&self, message: MessageId) -> Option<SessionId> {
+        let watch = self.watches.iter().find(|watch| watch.1.queue.contains(&message));
+        watch.map(|watch| watch.0.clone())
+    }
+
     fn check_record(&mut self, record: &SessionRecord) -> Checked {
+        self.files.put(&record.id, record.files);
+        self.watch(&record.id).has_files |= record.files != FilesRecord::default();
         let watch = self.watch(&record.id);
         let (phase, generation) = (watch.phase, watch.generation);
         Invariant::Cause.check(phase == record.phase, || {
@@ -312,6 +350,9 @@ impl Checker {
         Invariant::Cause.check(decision.from == phase, || {
             format!("{id}: decided from {}, it was {phase}", decision.from)
         })?;
+        if let Because::Files { change } = &decision.because {
+            watch.files_changed(change, decision.from, at);
+        }
         match &decision.because {
             Because::WasIdle { .. } => check_idle_stop(id, watch, &policy, at, is_in_touch)?,
             Because::MessagesWait { .. } | Because::WakeWanted => check_start(decision, watch, at)?,
@@ -323,12 +364,10 @@ impl Checker {
             Because::WakeRequested { .. }
             | Because::StopRequested { .. }
             | Because::RestartRequested { .. } => {
+                let is_stop = matches!(decision.because, Because::StopRequested { .. });
                 watch.pause = None;
                 watch.start_over();
-                watch.wake = match &decision.because {
-                    Because::StopRequested { .. } => Wake::NotAsked,
-                    _wake_or_restart => Wake::Owed,
-                };
+                watch.wake = if is_stop { Wake::NotAsked } else { Wake::Owed };
             }
             Because::Exited { summary, failures, restart_at } => {
                 watch.wake = watch.wake.after_exit(summary);
@@ -342,12 +381,8 @@ impl Checker {
                 if decision.from == Phase::Starting {
                     watch.wake = Wake::NotAsked;
                 }
-                let end = Ended {
-                    failed: true,
-                    was_long: false,
-                    failures: *failures,
-                    restart_at: *restart_at,
-                };
+                let (failures, restart_at) = (*failures, *restart_at);
+                let end = Ended { failed: true, was_long: false, failures, restart_at };
                 check_failure(decision, watch, step, &policy, &end)?;
             }
             _other => {}
@@ -418,51 +453,6 @@ impl Checker {
             format!("{session}: on disk wait {on_disk:?}, by the books {booked:?}")
         })
     }
-}
-
-fn check_idle_stop(
-    id: &SessionId,
-    watch: &Watch,
-    policy: &AgentPolicy,
-    at: u64,
-    is_in_touch: bool,
-) -> Checked {
-    let broken = |what: String| Err(Invariant::NoIdleStopWithWork.broken(format!("{id}: {what}")));
-    if !watch.queue.is_empty() || watch.turn.is_some() {
-        return broken(format!("idle, and {:?} wait", watch.queue));
-    }
-    let is_true = |name: &str| watch.true_holds.get(name).is_some_and(|until| *until > at);
-    // What was said to an earlier supervisor may be lost on a connection that is broken unnoticed.
-    let is_excused = watch.clocks.knows_holds(at) && !is_in_touch;
-    let counts = |hold: &Hold| !hold.is_of_the_past || !is_excused;
-    let mut holds = watch.holds.iter();
-    let holding = holds.find(|(name, hold)| hold.until > at && counts(hold) && is_true(name));
-    if let Some((name, hold)) = holding {
-        return broken(format!("idle, and {name:?} holds it for {} ms more", hold.until - at));
-    }
-    let idle_ms = at - watch.active_at;
-    if idle_ms < millis(policy.stop_after) {
-        return broken(format!("idle for {idle_ms} ms of {:?}", policy.stop_after));
-    }
-    Ok(())
-}
-
-fn check_start(decision: &Decision, watch: &mut Watch, at: u64) -> Checked {
-    let id = &decision.session;
-    let is_next = decision.generation == watch.generation.next();
-    Invariant::OneLiveInstance.check(is_next && !watch.phase.has_instance(), || {
-        format!("{id}: start {} while {} is {}", decision.generation, watch.generation, watch.phase)
-    })?;
-    watch.generation = decision.generation;
-    watch.ends_pause(id, at)?;
-    if watch.wake == Wake::Owed {
-        watch.wake = Wake::BeingMet;
-    }
-    watch.starts.push(at);
-    watch.starts.retain(|start| at - start < STARTS_WINDOW_MS);
-    Invariant::BoundedRestarts.check(watch.starts.len() <= STARTS_MAX, || {
-        format!("{id}: {} starts in ten minutes: {:?}", watch.starts.len(), watch.starts)
-    })
 }
 
 /// An end that nobody's order explains. With work left it costs a pause like a failure.
