@@ -141,7 +141,10 @@ impl Instance {
             Phase::Clearing(Clearing { kills, .. }) | Phase::Refused(kills) => Some(kills.next_at),
             Phase::Over { .. } | Phase::Left => None,
         };
-        [settling, by_phase, self.orphaned_at(), look_at_oom].into_iter().flatten().min()
+        [settling, by_phase, self.orphaned_at(), look_at_oom, self.checkpoint_at()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub(crate) fn on_deadline(&mut self) {
@@ -149,6 +152,9 @@ impl Instance {
         self.settle(now);
         if self.oom.next_look().is_some_and(|at| at <= now) {
             self.look_at_oom();
+        }
+        if self.checkpoint_at().is_some_and(|at| at <= now) {
+            self.checkpoint_by_clock();
         }
         if self.orphaned_at().is_some_and(|at| at <= now) {
             match self.phase {
@@ -183,6 +189,8 @@ impl Instance {
         };
         match &self.phase {
             Phase::NotLaunched | Phase::Starting | Phase::Ready if self.stop.is_none() => by_line,
+            // It ends by itself, in good time.
+            Phase::Over { .. } if self.files.is_ending() => None,
             Phase::Over { since, .. } => {
                 let asked_by = self.stop.as_ref().map(|stop| stop.asked_by);
                 let linger = match (asked_by, self.line) {
@@ -380,6 +388,7 @@ impl Instance {
             self.log.note(&crate::words(&error));
         }
         self.process = None;
+        self.keep_files_of_the_end(self.stop.as_ref().map(|stop| stop.kill_at));
         self.phase = Phase::Over { evidence, since: Instant::now() };
     }
 

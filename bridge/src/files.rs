@@ -6,6 +6,19 @@
 //! workspace; nothing is called synced that was not proved. Absent: when to sync and whether a
 //! checkpoint may be made, which is core's; where bytes come from, which is the daemon's.
 
+mod apply;
+mod beneath;
+mod checkpoint;
+pub(crate) mod desk;
+mod digest;
 pub mod exclude;
+mod fetch;
+mod life;
+mod marker;
+mod scan;
+mod send;
+mod server;
 pub mod stream;
+mod target;
 pub mod wire;
+mod workspace;

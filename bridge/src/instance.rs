@@ -20,7 +20,7 @@ use std::time::Duration;
 use dormouse_core::cause::Cause;
 use dormouse_core::event::{AgentState, TurnOutcome};
 use dormouse_core::evidence::AskedBy;
-use dormouse_core::id::{BootId, TurnId};
+use dormouse_core::id::{BootId, InstanceId, TurnId};
 use dormouse_core::limits::REPLY_BYTES_MAX;
 use tokio::time::Instant;
 
@@ -31,6 +31,7 @@ use crate::adapter::{Agent, failed};
 use crate::child::{FromPipes, Process};
 use crate::counters::{Cgroup, Counters};
 use crate::ending::{Phase, Stop};
+use crate::files::desk::{Desk, FromFiles, SyncOrder};
 use crate::frames::{FromBridge, Hello, Launch, PROTOCOL_VERSION, ToBridge};
 use crate::hold::Holds;
 use crate::log::{Log, Stream};
@@ -64,6 +65,7 @@ pub(crate) struct Instance {
     pub(crate) memory: Option<Settled>,
     pub(crate) turns: Turns,
     holds: Holds,
+    pub(crate) files: Desk,
     told: Told,
     pub(crate) line: LineState,
     pub(crate) stop: Option<Stop>,
@@ -94,11 +96,15 @@ pub(crate) enum FromAgent {
     Http(HttpSaid),
     /// The kernel tells that memory runs out, so many times before it counted a kill.
     OutOfMemory(u64),
+    /// Not the agent, but what is done for its files.
+    Files(FromFiles),
 }
 
 impl Instance {
     pub(crate) fn new(folder: RunFolder, spec: Spec, boot: BootId, log: Log) -> Self {
+        let id = InstanceId { session: spec.session.clone(), generation: spec.generation };
         Self {
+            files: Desk::new(id, spec.token.clone()),
             cgroup: spec.cgroup.clone().map(Cgroup::new),
             folder,
             spec,
@@ -136,7 +142,7 @@ impl Instance {
             token: self.spec.token.clone(),
             agent,
             held: self.turns.held(),
-            applied: None,
+            applied: self.files.applied(),
         })
     }
 
@@ -148,7 +154,9 @@ impl Instance {
             ToBridge::Welcome { launch } => self.on_welcome(launch),
             ToBridge::Refused { why } => self.on_refused(&why),
             _ if !is_welcomed => self.log.note("dropped a frame that came before the welcome"),
-            ToBridge::Sync { .. } => self.log.note("sync"),
+            ToBridge::Sync { version, files, workspace } => {
+                self.on_sync(SyncOrder { version, files, workspace });
+            }
             ToBridge::Launch { launch } => self.on_launch_frame(launch),
             ToBridge::Turn { turn, text } => self.on_turn(turn, &text),
             ToBridge::Acknowledge { turn } => self.on_acknowledge(turn),
@@ -164,6 +172,8 @@ impl Instance {
         self.told = Told::default();
         self.turns.retell();
         self.holds.retell(Instant::now());
+        self.files.retell();
+        self.files.try_again();
         self.log.note("welcomed by the daemon");
         if let Some(launch) = launch {
             self.on_launch_frame(launch);
@@ -202,6 +212,7 @@ impl Instance {
             && (self.owes_ready()
                 || self.owes_exited()
                 || self.holds.has_news()
+                || self.files.has_news()
                 || self.turns.has_news())
     }
 
@@ -210,7 +221,7 @@ impl Instance {
     }
 
     fn owes_exited(&self) -> bool {
-        matches!(self.phase, Phase::Over { .. }) && !self.told.is_exited
+        matches!(self.phase, Phase::Over { .. }) && !self.told.is_exited && !self.files.is_ending()
     }
 
     /// The next frame that the daemon has to be sent; it counts as sent. `exited` is the last.
@@ -222,9 +233,11 @@ impl Instance {
             self.told.is_ready = true;
             return Some(FromBridge::Ready);
         }
-        let news = self.turns.next_frame().or_else(|| self.holds.next_frame(Instant::now()));
+        let news = self.files.next_frame().or_else(|| self.turns.next_frame());
+        let news = news.or_else(|| self.holds.next_frame(Instant::now()));
+        let owes_exited = self.owes_exited();
         match &self.phase {
-            Phase::Over { evidence, .. } if news.is_none() && !self.told.is_exited => {
+            Phase::Over { evidence, .. } if news.is_none() && owes_exited => {
                 self.told.is_exited = true;
                 Some(FromBridge::Exited { evidence: evidence.clone() })
             }
@@ -291,6 +304,7 @@ impl Instance {
         if let Err(error) = self.folder.write_result(turn, outcome) {
             self.log.note(&crate::words(&error));
         }
+        self.keep_files_of(turn);
     }
 
     fn answer_with_text(&mut self) {
@@ -321,7 +335,7 @@ impl Instance {
     /// The next thing that the agent does; never ends while there can be none. Loses nothing when
     /// dropped.
     pub(crate) async fn next(&mut self, buffer: &mut [u8]) -> FromAgent {
-        let Self { process, agent, oom, .. } = self;
+        let Self { process, agent, oom, files, .. } = self;
         let pipes = async {
             match process {
                 Some(process) => process.next(buffer).await,
@@ -338,6 +352,7 @@ impl Instance {
             from_pipes = pipes => FromAgent::Pipes(from_pipes),
             said = http => FromAgent::Http(said),
             times = oom.next() => FromAgent::OutOfMemory(times),
+            did = files.next() => FromAgent::Files(did),
         }
     }
 

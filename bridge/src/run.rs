@@ -8,10 +8,10 @@
 //!  the next deadline ──┘
 //! ```
 //!
-//! Owner: the process's main thread; there is no other thread, so that the agent's parent, whose
-//! death is the agent's, cannot end before the process does. Invariants: nothing that an agent or
-//! a daemon does ends this loop but the ends that `Instance` knows; no signal but SIGKILL ends the
-//! process. Absent: what any event means.
+//! Owner: the process's main thread, which alone starts agents, so that an agent's parent, whose
+//! death is the agent's, cannot end before the process does. Other threads wait for disks.
+//! Invariants: nothing that an agent or a daemon does ends this loop but the ends that `Instance`
+//! knows; no signal but SIGKILL ends the process. Absent: what any event means.
 
 use std::any::Any;
 use std::io::Write as _;
@@ -208,6 +208,7 @@ async fn live(mut instance: Instance, mut link: Link, _held: Lock) -> Result<(),
                 FromAgent::Pipes(FromPipes::Output(bytes)) => instance.on_output(&buffer[..bytes]),
                 FromAgent::Pipes(FromPipes::Errors(bytes)) => instance.on_errors(&buffer[..bytes]),
                 FromAgent::Http(said) => instance.on_http(said),
+                FromAgent::Files(did) => instance.on_files(did),
                 FromAgent::OutOfMemory(times) => instance.on_out_of_memory(times),
             },
             _ = signals.child.recv() => instance.on_children(),

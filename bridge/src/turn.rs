@@ -17,6 +17,7 @@ use dormouse_core::event::TurnOutcome;
 use dormouse_core::id::TurnId;
 use dormouse_core::limits::{DELTA_BYTES_MAX, REPLY_BYTES_MAX};
 
+use crate::files::wire::FilesReport;
 use crate::frames::FromBridge;
 
 /// Finished turns that may wait for their acknowledgement; a daemon sends the next turn only after
@@ -47,6 +48,9 @@ struct Kept {
     /// How much of the answer is sent as deltas already; all of it when there is nothing to stream.
     sent_bytes: usize,
     is_ended_sent: bool,
+    /// Its files are being kept: its end is told after that.
+    waits_for_files: bool,
+    files: Option<FilesReport>,
 }
 
 /// What a `turn` frame is.
@@ -133,8 +137,30 @@ impl Turns {
         // An emptied text is one that `answer_with_text` moved into the outcome.
         let is_streamed = text.is_empty() || answer.starts_with(&text);
         let sent_bytes = if is_streamed { sent_bytes } else { answer.len() };
-        self.kept.push_back(Kept { turn, outcome, sent_bytes, is_ended_sent: false });
+        self.kept.push_back(Kept {
+            turn,
+            outcome,
+            sent_bytes,
+            is_ended_sent: false,
+            waits_for_files: false,
+            files: None,
+        });
         self.kept.back().map(|kept| (kept.turn, &kept.outcome))
+    }
+
+    /// The end of that turn is not told before its files are settled.
+    pub(crate) fn wait_for_files(&mut self, turn: TurnId) {
+        self.kept.iter_mut().filter(|kept| kept.turn == turn).for_each(|kept| {
+            kept.waits_for_files = true;
+        });
+    }
+
+    /// What became of the files of all turns that wait for that.
+    pub(crate) fn settle_files(&mut self, files: &FilesReport) {
+        for kept in self.kept.iter_mut().filter(|kept| kept.waits_for_files) {
+            kept.waits_for_files = false;
+            kept.files = Some(files.clone());
+        }
     }
 
     /// The running turn has no outcome: whoever ran it is gone.
@@ -168,13 +194,13 @@ impl Turns {
     }
 
     pub(crate) fn has_news(&self) -> bool {
-        self.kept.iter().any(|kept| !kept.is_ended_sent)
+        self.kept.iter().any(Kept::is_to_be_told)
             || self.running.as_ref().is_some_and(|it| it.sent_bytes < it.text.len())
     }
 
     /// The next frame that the daemon has to be sent; it counts as sent.
     pub(crate) fn next_frame(&mut self) -> Option<FromBridge> {
-        if let Some(kept) = self.kept.iter_mut().find(|kept| !kept.is_ended_sent) {
+        if let Some(kept) = self.kept.iter_mut().find(|kept| kept.is_to_be_told()) {
             let answer = answer_text(&kept.outcome);
             if let Some(delta) = next_delta(kept.turn, answer, &mut kept.sent_bytes) {
                 return Some(delta);
@@ -183,7 +209,7 @@ impl Turns {
             return Some(FromBridge::Ended {
                 turn: kept.turn,
                 outcome: kept.outcome.clone(),
-                files: None,
+                files: kept.files.clone(),
             });
         }
         let running = self.running.as_mut()?;
@@ -192,6 +218,10 @@ impl Turns {
 }
 
 impl Kept {
+    fn is_to_be_told(&self) -> bool {
+        !self.is_ended_sent && !self.waits_for_files
+    }
+
     fn tell_the_end_only(&mut self) {
         self.sent_bytes = answer_text(&self.outcome).len();
         self.is_ended_sent = false;
@@ -292,6 +322,21 @@ mod tests {
         let outcome = turns.answer_with_text(Some(0));
         turns.end(outcome);
         assert_eq!(told(&mut turns), ["2+c", "ended abc"]);
+    }
+
+    #[test]
+    fn an_end_that_waits_for_its_files_is_told_with_them() {
+        let mut turns = running(&["a"]);
+        turns.end(answer("a"));
+        turns.wait_for_files(turn(1));
+        assert!(!turns.has_news() && turns.next_frame().is_none());
+        assert_eq!(turns.offer(turn(1)), Offer::Repeat);
+        assert!(!turns.has_news());
+        let report = FilesReport { checkpoint: Some(3), ..FilesReport::default() };
+        turns.settle_files(&report);
+        let outcome = answer("a");
+        let ended = FromBridge::Ended { turn: turn(1), outcome, files: Some(report) };
+        assert_eq!(turns.next_frame(), Some(ended));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!  GET  /files/plan?inputs=DIGEST&uploads=N  ─▶ SyncPlan, or 409 where that is no longer wanted
 //!  POST /files/fetch      FetchRequest       ─▶ a stream of `stream::FetchEvent`s
 //!  POST /files/missing    MissingRequest     ─▶ MissingAnswer
-//!  PUT  /files/blobs      a stream of `stream::BlobEvent`s ─▶ StoredAnswer once all are durable, 422
+//!  PUT  /files/blobs      a stream of `stream::BlobEvent`s ─▶ StoredAnswer once durable, or 422
 //!  POST /files/checkpoint CheckpointOffer    ─▶ CheckpointAnswer after the commit, or 409
 //! ```
 //!

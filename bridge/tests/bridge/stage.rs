@@ -2,7 +2,7 @@
 //!
 //! Owner: the tests. Invariant: when a stage is dropped its bridge is dead, and with it the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -105,6 +105,19 @@ impl Stage {
         RunFolder::new(self.root.join("run"))
     }
 
+    /// Where whatever belongs to this test alone may be.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Another life of the same session, on the same workspace, with a run folder of its own.
+    pub(crate) fn begin_anew(&mut self) {
+        fs::remove_dir_all(self.root.join("run")).unwrap();
+        fs::create_dir(self.root.join("run")).unwrap();
+        self.run_folder().write_spec(&self.spec(None)).unwrap();
+        self.start();
+    }
+
     pub(crate) fn workspace(&self) -> PathBuf {
         self.root.join("workspace")
     }
@@ -125,7 +138,8 @@ impl Stage {
             .max_message_size(Some(dormouse_bridge::frames::FRAME_BYTES_MAX))
             .max_frame_size(Some(dormouse_bridge::frames::FRAME_BYTES_MAX));
         let accepting = tokio_tungstenite::accept_async_with_config(stream, Some(config));
-        let mut line = Line { socket: within("a handshake", accepting).await.unwrap() };
+        let socket = within("a handshake", accepting).await.unwrap();
+        let mut line = Line { socket, early: VecDeque::new() };
         match line.next().await {
             FromBridge::Hello(hello) => (line, hello),
             other => panic!("the first frame was {other:?}"),
@@ -216,6 +230,8 @@ pub(crate) fn send_signal(signal: &str, target: &str) {
 /// The daemon's end of a connection.
 pub(crate) struct Line {
     socket: WebSocketStream<UnixStream>,
+    /// Frames that came while something else was waited for.
+    early: VecDeque<FromBridge>,
 }
 
 impl Line {
@@ -239,6 +255,9 @@ impl Line {
     }
 
     pub(crate) async fn next_or_end(&mut self) -> Option<FromBridge> {
+        if let Some(frame) = self.early.pop_front() {
+            return Some(frame);
+        }
         // One deadline for the frame, however many pings come before it.
         within("a frame", async {
             loop {
@@ -253,6 +272,24 @@ impl Line {
             }
         })
         .await
+    }
+
+    /// Asks for a sign of life, and waits for it.
+    pub(crate) async fn ping(&mut self) {
+        within("a ping is taken", self.socket.send(Message::Ping("?".into()))).await.unwrap();
+        within("a pong", async {
+            loop {
+                match self.socket.next().await {
+                    Some(Ok(Message::Pong(_))) => return,
+                    Some(Ok(Message::Text(text))) => {
+                        self.early.push_back(serde_json::from_str(&text).unwrap());
+                    }
+                    Some(Ok(Message::Ping(_))) => {}
+                    other => panic!("instead of a pong came {other:?}"),
+                }
+            }
+        })
+        .await;
     }
 
     /// The deltas of a turn, checked for gaps and joined, and how it ended.
