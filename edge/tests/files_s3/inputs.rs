@@ -235,11 +235,11 @@ async fn wrong_credentials_a_wrong_bucket_and_no_server_are_told_apart() {
     let (tls, address) = (server.config(), server.address.clone());
     let tls = ObjectServer { endpoint: Some(format!("https://{address}")), ..tls };
     let error = list_as(&tls, BUCKET).await;
-    assert!(told(&error).contains("no connection") && error.is_retryable(), "{error}");
+    assert!(told(&error).contains("no TLS is spoken there"), "{error}");
     let config = server.config();
     drop(server);
     let error = list_as(&config, BUCKET).await;
-    assert!(error.is_retryable(), "{error}");
+    assert!(told(&error).contains("no connection") && error.is_retryable(), "{error}");
 }
 
 async fn fetcher(folder: &tempfile::TempDir) -> Fetcher {

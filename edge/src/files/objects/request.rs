@@ -199,10 +199,29 @@ pub(super) async fn bounded(
 
 /// Its own text may have an address in it.
 pub(super) fn in_words(error: &HttpError) -> &'static str {
+    if let Some(words) = about_tls(error) {
+        return words;
+    }
     match error.kind() {
         HttpErrorKind::Connect => "no connection",
         HttpErrorKind::Timeout => "no word in time",
         HttpErrorKind::Request | HttpErrorKind::Interrupted => "the connection broke",
         _ => "the connection failed",
+    }
+}
+
+/// What is wrong with the encryption is a matter of the configuration: it has words of its own.
+fn about_tls(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    match error.downcast_ref() {
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            return Some("a certificate that is not trusted");
+        }
+        Some(_) => return Some("no TLS is spoken there"),
+        None => {}
+    }
+    // An error that was made into one of input and output is not its source, but in it.
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(inner) => about_tls(inner),
+        None => about_tls(error.source()?),
     }
 }

@@ -66,7 +66,7 @@ type Known = HashMap<FilePath, (Stamp, Sha256Hash)>;
 /// What the files of each folder were at its last listing.
 #[derive(Debug, Default)]
 pub(super) struct KnownFiles {
-    folders: Arc<Mutex<HashMap<PathBuf, Known>>>,
+    folders: Arc<Mutex<HashMap<PathBuf, Arc<Known>>>>,
     /// How many files were read, for tests.
     #[cfg(test)]
     pub(super) hashed: Arc<std::sync::atomic::AtomicU64>,
@@ -91,7 +91,7 @@ impl KnownFiles {
             #[cfg(test)]
             hashed.fetch_add(walk.hashed, std::sync::atomic::Ordering::Relaxed);
             let Walk { mut entries, seen, .. } = walk;
-            folders.lock().unwrap_or_else(PoisonError::into_inner).insert(root, seen);
+            folders.lock().unwrap_or_else(PoisonError::into_inner).insert(root, Arc::new(seen));
             entries.sort_by(|a, b| a.path.cmp(&b.path));
             Ok(entries)
         })
@@ -180,7 +180,7 @@ fn open_below(root: &OwnedFd, path: &str, flags: OFlags) -> rustix::io::Result<O
 struct Walk {
     root: OwnedFd,
     root_name: PathBuf,
-    known: Known,
+    known: Arc<Known>,
     seen: Known,
     entries: Vec<FileEntry>,
     begun_at: SystemTime,
@@ -188,7 +188,7 @@ struct Walk {
 }
 
 impl Walk {
-    fn new(root: &Path, known: Known, begun_at: SystemTime) -> Result<Self, SourceError> {
+    fn new(root: &Path, known: Arc<Known>, begun_at: SystemTime) -> Result<Self, SourceError> {
         Ok(Self {
             root: open_root(root)?,
             root_name: root.to_owned(),
