@@ -9,6 +9,7 @@ pub(crate) mod files;
 mod notify;
 mod policies;
 mod prices;
+mod suggestion;
 pub(crate) mod units;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use policies::{breaker_of, heap_follows, heap_percent, memory_of, policy_of};
 pub(crate) use prices::Prices;
 use prices::{PricesTable, prices_of};
 use serde::Deserialize;
+use suggestion::with_suggestion;
 use units::{Size, Span};
 
 use crate::machine;
@@ -467,38 +469,6 @@ fn agent_of(table: AgentTable, folder: &Path) -> Result<Agent, Problem> {
         checkpoint,
         policy,
     })
-}
-
-/// Adds the nearest known key to "unknown field".
-fn with_suggestion(message: &str) -> String {
-    let Some((_, after)) = message.split_once("unknown field `") else { return message.to_owned() };
-    let Some((unknown, expected)) = after.split_once('`') else { return message.to_owned() };
-    let nearest = expected
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .map(|known| (distance(unknown, known), known))
-        .min()
-        .filter(|(distance, known)| *distance <= known.len().div_ceil(2));
-    match nearest {
-        Some((_, known)) => format!("{}\nDid you mean `{known}`?", message.trim_end()),
-        None => message.to_owned(),
-    }
-}
-
-/// Levenshtein distance; keys are short.
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in other.iter().enumerate() {
-            let substituted = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[other.len()]
 }
 
 #[cfg(test)]

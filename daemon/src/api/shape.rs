@@ -114,7 +114,8 @@ pub(crate) struct ErrorDetail {
     pub(crate) message_id: Option<MessageId>,
 }
 
-/// `PUT` and `DELETE /v1/sessions/{agent}/{key}/files/{path}`: on disk, and there for the next turn.
+/// `PUT` and `DELETE /v1/sessions/{agent}/{key}/files/{path}`: on disk, and there for the next
+/// turn.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Uploaded {
     pub(crate) path: String,

@@ -157,6 +157,11 @@ async fn plan(
     }
     let restore = match &view.restore {
         Some(checkpoint) => Some(files.manifest(checkpoint.manifest).await?),
+        None if view.record.restore > 0 => {
+            // Beginning with an empty workspace in its place would lose it for good.
+            let words = format!("checkpoint {} is missing", view.record.restore);
+            return Err(Refused(StatusCode::INTERNAL_SERVER_ERROR, words));
+        }
         None => None,
     };
     let wanted = view.uploads.into_iter().filter(|upload| upload.number <= uploads);
