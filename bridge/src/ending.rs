@@ -260,12 +260,8 @@ impl Instance {
         self.process = None;
         self.log.finish_streams();
         let Some(Agent::Exec(exec)) = &mut self.agent else { return };
-        if let Some(mut turn) = exec.turn.take() {
-            let last_text = turn.finish_output();
-            if turn.verdict.is_none() {
-                self.add_text(&last_text);
-            }
-            match self.exec_outcome(&mut turn, ended.status, memory) {
+        if let Some(turn) = exec.turn.take() {
+            match self.exec_outcome(&turn, ended.status, memory) {
                 Some(outcome) => self.finish_turn(outcome),
                 None => self.abandon_running_turn(),
             }
@@ -278,14 +274,11 @@ impl Instance {
     /// `None` if the turn was cut short by a stop: whoever asked for that knows what it means.
     fn exec_outcome(
         &mut self,
-        turn: &mut ExecTurn,
+        turn: &ExecTurn,
         status: ExitStatus,
         memory: Settled,
     ) -> Option<TurnOutcome> {
-        if let Some(verdict) = turn.verdict.take() {
-            return Some(verdict);
-        }
-        match turn.failure(status, memory) {
+        match turn.failure(status, memory, self.turns.words_of_the_whole()) {
             None => Some(self.turns.answer_with_text(Some(0))),
             Some(_) if self.stop.is_some() => None,
             failure => failure,

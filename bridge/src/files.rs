@@ -7,7 +7,7 @@
 //! checkpoint may be made, which is core's; where bytes come from, which is the daemon's.
 
 mod apply;
-mod beneath;
+pub(crate) mod beneath;
 mod checkpoint;
 pub(crate) mod desk;
 mod digest;

@@ -21,7 +21,6 @@ use dormouse_core::cause::Cause;
 use dormouse_core::event::{AgentState, TurnOutcome};
 use dormouse_core::evidence::AskedBy;
 use dormouse_core::id::{BootId, InstanceId, TurnId};
-use dormouse_core::limits::REPLY_BYTES_MAX;
 use tokio::time::Instant;
 
 use crate::adapter::exec::{Exec, ExecTurn, not_executed, turn_environment};
@@ -36,8 +35,9 @@ use crate::frames::{FromBridge, Hello, Launch, PROTOCOL_VERSION, ToBridge};
 use crate::hold::Holds;
 use crate::log::{Log, Stream};
 use crate::oom::{OomWatch, Settled};
+use crate::reply::{Reply, ReplyTooLarge};
 use crate::rundir::{RunFolder, Spec};
-use crate::turn::{Offer, ReplyTooLarge, Turns};
+use crate::turn::{Offer, Turns};
 
 /// How long a bridge waits for a daemon before it was ever told how long.
 const ORPHAN_LIMIT_BEFORE_LAUNCH: Duration = Duration::from_secs(30);
@@ -252,13 +252,21 @@ impl Instance {
         match offer {
             Offer::Repeat => {}
             Offer::New if matches!(self.phase, Phase::Ready) && self.stop.is_none() => {
-                self.turns.begin(turn);
+                self.turns.begin(turn, self.reply_of(turn));
                 self.start_turn(turn, text);
             }
             Offer::New => self.log.note(&format!("dropped turn {turn}: the agent is not ready")),
             Offer::Past | Offer::Busy => {
                 self.log.note(&format!("dropped turn {turn}: {offer:?}"));
             }
+        }
+    }
+
+    fn reply_of(&self, turn: TurnId) -> Reply {
+        match (&self.agent, &self.launch) {
+            (Some(Agent::Exec(_)), Some(launch)) => Reply::printed(&launch.workspace, turn),
+            (Some(Agent::Jsonl(_)), Some(launch)) => Reply::framed(&launch.workspace, turn),
+            _ => Reply::refusing(),
         }
     }
 
@@ -307,27 +315,18 @@ impl Instance {
         self.keep_files_of(turn);
     }
 
-    fn answer_with_text(&mut self) {
-        let outcome = self.turns.answer_with_text(None);
+    fn answer_with_text(&mut self, exit_code: Option<i32>) {
+        let outcome = self.turns.answer_with_text(exit_code);
         self.finish_turn(outcome);
     }
 
-    /// Adds to the running turn's text, or ends the turn if that makes it too long.
+    /// Adds to the running turn's text, or ends the turn where that may not get so long.
     pub(crate) fn add_text(&mut self, text: &str) {
         let Err(too_large) = self.turns.append(text) else { return };
-        match &mut self.agent {
-            Some(Agent::Exec(Exec { turn: Some(turn) })) => {
-                turn.verdict = Some(too_large.outcome());
-                if let Some(process) = &self.process {
-                    crate::reaper::kill_group(process.pid);
-                }
-            }
-            Some(Agent::Openai(openai)) => {
-                openai.stop_talking();
-                self.finish_turn(too_large.outcome());
-            }
-            _ => self.finish_turn(too_large.outcome()),
+        if let Some(Agent::Openai(openai)) = &mut self.agent {
+            openai.stop_talking();
         }
+        self.finish_turn(too_large.outcome());
     }
 
     // ---- the agent ----
@@ -373,10 +372,7 @@ impl Instance {
 
     pub(crate) fn on_output(&mut self, bytes: &[u8]) {
         match &mut self.agent {
-            Some(Agent::Exec(Exec { turn: Some(turn) })) if turn.verdict.is_none() => {
-                let text = turn.take_output(bytes);
-                self.add_text(&text);
-            }
+            Some(Agent::Exec(Exec { turn: Some(_) })) => self.turns.append_printed(bytes),
             Some(Agent::Exec(_)) => {}
             Some(Agent::Jsonl(jsonl)) => {
                 let mut said = Vec::new();
@@ -403,15 +399,16 @@ impl Instance {
                 self.on_stray_frame();
             }
             Said::Delta { text, .. } => self.add_text(&text),
-            Said::Done { text, .. } if text.is_empty() => self.answer_with_text(),
-            Said::Done { text, .. } if text.len() > REPLY_BYTES_MAX => {
-                self.finish_turn(ReplyTooLarge.outcome());
+            Said::Done { text, exit_code, .. } if text.is_empty() => {
+                self.answer_with_text(exit_code);
             }
-            Said::Done { text, .. } => {
-                self.finish_turn(TurnOutcome::Answered { text, exit_code: None });
+            Said::Done { text, exit_code, .. } => {
+                let outcome = self.turns.answer_with(text, exit_code);
+                self.finish_turn(outcome);
             }
-            Said::Error { message, retryable, .. } => {
-                self.finish_turn(failed(Cause::AgentError, message, retryable));
+            Said::Error { message, retryable, exit_code, .. } => {
+                let cause = Cause::AgentError;
+                self.finish_turn(TurnOutcome::Failed { cause, message, retryable, exit_code });
             }
             Said::Hold { name, for_ms } => {
                 if self.holds.take(&name, for_ms, Instant::now()).is_err() {
@@ -449,7 +446,7 @@ impl Instance {
             HttpSaid::Ready => self.on_ready(),
             HttpSaid::Note(note) => self.log.note(&note),
             HttpSaid::Text(text) => self.add_text(&text),
-            HttpSaid::Done => self.answer_with_text(),
+            HttpSaid::Done => self.answer_with_text(None),
             HttpSaid::Failed(outcome) => self.finish_turn(outcome),
             HttpSaid::Broken(outcome) => {
                 if let Some(Agent::Openai(openai)) = &mut self.agent {

@@ -2,10 +2,10 @@
 //!
 //! Read in this order: `frames` (what is said) and `rundir` (what is left in files) are the two
 //! contracts → `run` (start and loop) → `instance` with `launch` and `ending` (what happens when)
-//! → `turn`, `hold` (what the daemon has yet to hear) → `adapter` (one file per kind of agent) →
-//! `files` (the workspace's) → `child`, `reaper`, `counters`, `oom`, `kernel_log` (processes) →
-//! `link` (the line) → `framer`, `sse`, `utf8`, `template`, `log`, `inherited` (bytes, texts,
-//! descriptors).
+//! → `turn` with `reply` and `output_file`, `hold` (what the daemon has yet to hear) → `adapter`
+//! (one file per kind of agent) → `files` (the workspace's) → `child`, `reaper`, `counters`, `oom`,
+//! `kernel_log` (processes) → `link` (the line) → `framer`, `sse`, `utf8`, `template`, `log`,
+//! `inherited` (bytes, texts, descriptors).
 //!
 //! Owner: one process per instance, started by a driver, ended by the daemon's `release`.
 //! Invariants: the bridge outlives the daemon and the agent never outlives the bridge; one loop
@@ -27,7 +27,9 @@ mod launch;
 mod link;
 mod log;
 mod oom;
+mod output_file;
 mod reaper;
+mod reply;
 mod run;
 pub mod rundir;
 pub mod sse;

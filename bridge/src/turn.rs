@@ -8,17 +8,18 @@
 //!
 //! Owner: `instance`. Invariants: a turn id begins once; the text so far is the only buffer, so a
 //! daemon that is slow or away costs no memory beyond it; deltas of one turn have no gap; `ended`
-//! comes after the deltas. Absent: what the text says, the network, files.
+//! comes after the deltas. Absent: what the text says, how much of it there may be (`reply`), the
+//! network, files.
 
 use std::collections::VecDeque;
 
-use dormouse_core::cause::Cause;
 use dormouse_core::event::TurnOutcome;
 use dormouse_core::id::TurnId;
-use dormouse_core::limits::{DELTA_BYTES_MAX, REPLY_BYTES_MAX};
+use dormouse_core::limits::DELTA_BYTES_MAX;
 
 use crate::files::wire::FilesReport;
 use crate::frames::FromBridge;
+use crate::reply::{Reply, ReplyTooLarge};
 
 /// Finished turns that may wait for their acknowledgement; a daemon sends the next turn only after
 /// it has the last one's result on disk, so more than one means that something is wrong with it.
@@ -36,8 +37,8 @@ pub(crate) struct Turns {
 #[derive(Debug)]
 struct Running {
     turn: TurnId,
-    text: String,
-    /// How much of `text` the daemon was sent over this connection.
+    reply: Reply,
+    /// How much of the reply's head the daemon was sent over this connection.
     sent_bytes: usize,
 }
 
@@ -63,21 +64,6 @@ pub(crate) enum Offer {
     Past,
     /// Another turn runs, or too many results wait: the daemon must not do this.
     Busy,
-}
-
-/// The running turn's text has grown beyond what a reply may have.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct ReplyTooLarge;
-
-impl ReplyTooLarge {
-    pub(crate) fn outcome(&self) -> TurnOutcome {
-        TurnOutcome::Failed {
-            cause: Cause::ReplyTooLarge,
-            message: format!("the reply is longer than {REPLY_BYTES_MAX} bytes"),
-            retryable: false,
-            exit_code: None,
-        }
-    }
 }
 
 impl Turns {
@@ -108,34 +94,54 @@ impl Turns {
     }
 
     /// Only after `offer` said that it is new.
-    pub(crate) fn begin(&mut self, turn: TurnId) {
+    pub(crate) fn begin(&mut self, turn: TurnId, reply: Reply) {
         assert!(self.running.is_none(), "one turn runs at a time");
-        self.running = Some(Running { turn, text: String::new(), sent_bytes: 0 });
+        self.running = Some(Running { turn, reply, sent_bytes: 0 });
     }
 
     /// Adds to the running turn's text.
     pub(crate) fn append(&mut self, text: &str) -> Result<(), ReplyTooLarge> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        if running.text.len() + text.len() > REPLY_BYTES_MAX {
-            return Err(ReplyTooLarge);
+        running.reply.take_text(text)
+    }
+
+    /// Adds what the running turn's program printed.
+    pub(crate) fn append_printed(&mut self, bytes: &[u8]) {
+        if let Some(running) = &mut self.running {
+            running.reply.take_bytes(bytes);
         }
-        running.text.push_str(text);
-        Ok(())
+    }
+
+    /// Where all is that the running turn said, if that is more than a reply holds.
+    pub(crate) fn words_of_the_whole(&self) -> Option<String> {
+        self.running.as_ref().and_then(|running| running.reply.words_of_the_whole())
     }
 
     /// The running turn's text as it is, taken as the whole answer.
     pub(crate) fn answer_with_text(&mut self, exit_code: Option<i32>) -> TurnOutcome {
-        let text = self.running.as_mut().map(|running| std::mem::take(&mut running.text));
+        let text = self.running.as_mut().map(|running| running.reply.finish());
         TurnOutcome::Answered { text: text.unwrap_or_default(), exit_code }
+    }
+
+    /// This text as the running turn's whole answer, whatever it said before.
+    pub(crate) fn answer_with(&mut self, text: String, exit_code: Option<i32>) -> TurnOutcome {
+        let text = match &mut self.running {
+            Some(running) => running.reply.finish_with(text),
+            None => Ok(text),
+        };
+        match text {
+            Ok(text) => TurnOutcome::Answered { text, exit_code },
+            Err(too_large) => too_large.outcome(),
+        }
     }
 
     /// The running turn has ended. What it streamed so far is streamed to its end if it is the
     /// beginning of the answer, and left alone if it is not.
     pub(crate) fn end(&mut self, outcome: TurnOutcome) -> Option<(TurnId, &TurnOutcome)> {
-        let Running { turn, text, sent_bytes } = self.running.take()?;
+        let Running { turn, reply, sent_bytes } = self.running.take()?;
         let answer = answer_text(&outcome);
-        // An emptied text is one that `answer_with_text` moved into the outcome.
-        let is_streamed = text.is_empty() || answer.starts_with(&text);
+        // An emptied head is one that `answer_with_text` moved into the outcome.
+        let is_streamed = reply.head().is_empty() || answer.starts_with(reply.head());
         let sent_bytes = if is_streamed { sent_bytes } else { answer.len() };
         self.kept.push_back(Kept {
             turn,
@@ -195,7 +201,7 @@ impl Turns {
 
     pub(crate) fn has_news(&self) -> bool {
         self.kept.iter().any(Kept::is_to_be_told)
-            || self.running.as_ref().is_some_and(|it| it.sent_bytes < it.text.len())
+            || self.running.as_ref().is_some_and(|it| it.sent_bytes < it.reply.head().len())
     }
 
     /// The next frame that the daemon has to be sent; it counts as sent.
@@ -213,7 +219,7 @@ impl Turns {
             });
         }
         let running = self.running.as_mut()?;
-        next_delta(running.turn, &running.text, &mut running.sent_bytes)
+        next_delta(running.turn, running.reply.head(), &mut running.sent_bytes)
     }
 }
 
@@ -275,7 +281,7 @@ mod tests {
     fn running(pieces: &[&str]) -> Turns {
         let mut turns = Turns::default();
         assert_eq!(turns.offer(turn(1)), Offer::New);
-        turns.begin(turn(1));
+        turns.begin(turn(1), Reply::refusing());
         for piece in pieces {
             turns.append(piece).unwrap();
         }
@@ -345,7 +351,7 @@ mod tests {
         turns.end(answer("one"));
         assert_eq!(told(&mut turns).len(), 2);
         assert_eq!(turns.offer(turn(2)), Offer::New);
-        turns.begin(turn(2));
+        turns.begin(turn(2), Reply::refusing());
         turns.append("tw").unwrap();
         assert_eq!(told(&mut turns), ["0+tw"]);
         turns.retell();
@@ -379,12 +385,26 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_at_the_limit_is_taken_and_one_byte_more_is_not() {
-        let mut turns = running(&[]);
-        let half = "x".repeat(REPLY_BYTES_MAX / 2);
-        assert_eq!(turns.append(&half), Ok(()));
-        assert_eq!(turns.append(&half), Ok(()));
-        assert_eq!(turns.append("x"), Err(ReplyTooLarge));
+    fn an_answer_that_was_cut_goes_on_from_what_was_streamed() {
+        let scratch = crate::testing::Scratch::new();
+        let mut turns = Turns::default();
+        turns.begin(turn(1), Reply::printed(scratch.path(), turn(1)));
+        let mut heard = String::new();
+        for _ in 0..200 {
+            turns.append_printed(&"0123456789abcde\n".repeat(1_000).into_bytes());
+            while let Some(FromBridge::Delta { offset, text, .. }) = turns.next_frame() {
+                assert_eq!(offset, heard.len() as u64);
+                heard.push_str(&text);
+            }
+        }
+        assert!(turns.words_of_the_whole().is_some());
+        let outcome = turns.answer_with_text(Some(0));
+        turns.end(outcome.clone());
+        while let Some(FromBridge::Delta { offset, text, .. }) = turns.next_frame() {
+            assert_eq!(offset, heard.len() as u64);
+            heard.push_str(&text);
+        }
+        assert!(heard == answer_text(&outcome) && heard.contains("3200000 bytes in all"));
     }
 
     #[test]
@@ -392,7 +412,7 @@ mod tests {
         let mut turns = Turns::default();
         for number in 0..KEPT_MAX as u128 {
             assert_eq!(turns.offer(turn(number)), Offer::New);
-            turns.begin(turn(number));
+            turns.begin(turn(number), Reply::refusing());
             turns.end(answer("x"));
         }
         assert_eq!(turns.offer(turn(KEPT_MAX as u128)), Offer::Busy);

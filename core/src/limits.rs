@@ -16,7 +16,7 @@ pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 pub const QUEUE_MESSAGES_MAX: usize = 1_000;
 pub const QUEUE_BYTES_MAX: u64 = 64 << 20;
 
-/// One reply's whole text; a longer one ends its turn as `reply_too_large`.
+/// One reply's whole text. A program's longer one is cut by its bridge, a service's ends its turn.
 pub const REPLY_BYTES_MAX: usize = 16 << 20;
 /// One streamed piece of a reply.
 pub const DELTA_BYTES_MAX: usize = 64 << 10;

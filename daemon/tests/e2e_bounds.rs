@@ -384,15 +384,17 @@ fn a_body_that_is_cut_short_or_sent_in_pieces_is_taken_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_reply_has_at_most_16_mib_and_one_that_is_longer_is_dead_lettered_with_its_cause() {
+fn a_reply_has_at_most_16_mib_and_of_a_longer_one_the_whole_is_in_a_file() {
     let daemon = unhurried();
     let client = daemon.client();
     let limit = 16 * MIB;
     let id = client.submit("scripted/a", &format!("big {limit}"));
-    assert_eq!(client.reply(&id).len(), limit);
-    let dead = client.ended(&client.submit("scripted/a", &format!("big {}", limit + 1)));
-    assert_eq!((&dead["state"], &dead["cause"]), (&json!("dead"), &json!("reply_too_large")));
-    assert_eq!(dead["reply"], Value::Null);
+    let whole = client.reply(&id);
+    assert!(whole.len() == limit && !whole.contains("[output truncated: "));
+    let reply = client.reply(&client.submit("scripted/a", &format!("big {}", limit + 1)));
+    assert!(reply.len() <= limit);
+    let (_, marker) = reply.split_once("\n[output truncated: 16777217 bytes in all, ").unwrap();
+    assert!(marker.starts_with("the whole is in output-msg_"), "{}", &marker[..100]);
     assert_eq!(client.ask("scripted/a", "and on"), "and on");
     assert_eq!(client.generation("scripted/a"), 1);
 }

@@ -1,5 +1,6 @@
 //! `exec`: one process per turn. The text goes to its standard input, which then ends; what it
-//! writes to standard output is the reply, byte for byte; its exit status says how it went.
+//! writes to standard output is the reply, byte for byte; its exit status says how it went. Of much
+//! output the reply has the first and the last, and a file in the workspace the whole (`reply`).
 //!
 //! Owner: `instance`. Invariants: there is an [`Exec::turn`] exactly while a turn's process lives;
 //! standard error is log, and its end is in the message of a failure; want of memory is said only
@@ -15,7 +16,6 @@ use super::{MESSAGE_BYTES_MAX, excerpt, failed};
 use crate::child::SpawnError;
 use crate::oom::Settled;
 use crate::reaper::ExitStatus;
-use crate::utf8::Utf8Stream;
 
 /// How a shell passes on that its command was ended by SIGKILL.
 const EXIT_CODE_OF_SIGKILL: i32 = 128 + SIGKILL;
@@ -30,23 +30,10 @@ pub(crate) struct Exec {
 /// The process of one turn.
 #[derive(Debug, Default)]
 pub(crate) struct ExecTurn {
-    output: Utf8Stream,
     last_errors: Vec<u8>,
-    /// Decided before the process ended.
-    pub(crate) verdict: Option<TurnOutcome>,
 }
 
 impl ExecTurn {
-    /// The text that these bytes of standard output complete.
-    pub(crate) fn take_output(&mut self, bytes: &[u8]) -> String {
-        self.output.push(bytes)
-    }
-
-    /// The text of a last, incomplete character.
-    pub(crate) fn finish_output(&mut self) -> String {
-        self.output.finish()
-    }
-
     pub(crate) fn take_errors(&mut self, bytes: &[u8]) {
         self.last_errors.extend_from_slice(bytes);
         let surplus = self.last_errors.len().saturating_sub(MESSAGE_BYTES_MAX);
@@ -54,8 +41,13 @@ impl ExecTurn {
     }
 
     /// What the end of the process means; `None` if the text so far is the answer. `memory` is of
-    /// its life.
-    pub(crate) fn failure(&self, status: ExitStatus, memory: Settled) -> Option<TurnOutcome> {
+    /// its life; `whole` says where its output is, if that is in a file.
+    pub(crate) fn failure(
+        &self,
+        status: ExitStatus,
+        memory: Settled,
+        whole: Option<String>,
+    ) -> Option<TurnOutcome> {
         let Settled { kills: oom_kills, victim, machine_oom } = memory;
         let (cause, what, retryable, exit_code) = match status {
             ExitStatus::Code(0) => return None,
@@ -100,7 +92,10 @@ impl ExecTurn {
             true => format!("the program {what}"),
             false => format!("the program {what}: {errors}"),
         };
-        let message = excerpt(&message, 2 * MESSAGE_BYTES_MAX);
+        let mut message = excerpt(&message, 2 * MESSAGE_BYTES_MAX);
+        if let Some(whole) = whole {
+            message.push_str(&format!(" (its output: {whole})"));
+        }
         Some(TurnOutcome::Failed { cause, message, retryable, exit_code })
     }
 }
@@ -135,7 +130,7 @@ mod tests {
         let mut turn = ExecTurn::default();
         turn.take_errors(errors);
         let memory = Settled { kills: oom_kills, victim: oom_victim, machine_oom: None };
-        words(turn.failure(status, memory))
+        words(turn.failure(status, memory, None))
     }
 
     fn words(failure: Option<TurnOutcome>) -> String {
@@ -197,7 +192,7 @@ mod tests {
         ] {
             // The kernel counts it in the group as well.
             let memory = Settled { kills: 1, victim: None, machine_oom: Some(said) };
-            let words = words(ExecTurn::default().failure(ExitStatus::Signal(9), memory));
+            let words = words(ExecTurn::default().failure(ExitStatus::Signal(9), memory, None));
             assert_eq!(words, format!("oom_host true None the program was killed {what}"));
         }
     }

@@ -2,7 +2,9 @@
 //!
 //! In, one line a turn: `{"turn", "session", "text", "attempt"}`. Out: `{"ready": true}`, `{"turn",
 //! "delta"}`, `{"turn", "done": text}`, `{"turn", "error": text}` (with `"retryable": true` if a
-//! new try may help and does no harm), `{"hold": why, "for": "5m"}`.
+//! new try may help and does no harm), `{"hold": why, "for": "5m"}`. `done` and `error` may have
+//! `"exit": N`, the exit status of what the turn executed: as a shell shows it, or the negated
+//! number of a signal. It is kept with the message and changes nothing else.
 //!
 //! Owner: `instance`. Invariants: no bytes of an agent make this fail, and none make it keep more
 //! than one frame; what is no frame is handed back as noise for the log.
@@ -31,11 +33,13 @@ pub(crate) enum Said {
     Done {
         turn: String,
         text: String,
+        exit_code: Option<i32>,
     },
     Error {
         turn: String,
         message: String,
         retryable: bool,
+        exit_code: Option<i32>,
     },
     Hold {
         name: String,
@@ -105,6 +109,8 @@ struct Line {
     error: Option<String>,
     #[serde(default)]
     retryable: bool,
+    #[serde(default, deserialize_with = "whole_number")]
+    exit: Option<i32>,
     hold: Option<String>,
     #[serde(rename = "for")]
     hold_for: Option<String>,
@@ -137,6 +143,12 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>,
     deserializer.deserialize_any(Text).map(Some).map_err(D::Error::custom)
 }
 
+/// A status that is no such number is left out; the answer that it came with is not lost for it.
+fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i32>, D::Error> {
+    let value = serde_json::Value::deserialize(deserializer)?;
+    Ok(value.as_i64().and_then(|number| i32::try_from(number).ok()))
+}
+
 fn understand(framed: Framed<'_>) -> Said {
     match framed {
         Framed::Line(line) => {
@@ -151,9 +163,12 @@ fn understand(framed: Framed<'_>) -> Said {
 
 fn frame(line: Line) -> Option<Said> {
     match line {
-        Line { turn: Some(turn), done: Some(text), .. } => Some(Said::Done { turn, text }),
-        Line { turn: Some(turn), error: Some(message), retryable, .. } => {
-            Some(Said::Error { turn, message: excerpt(&message, MESSAGE_BYTES_MAX), retryable })
+        Line { turn: Some(turn), done: Some(text), exit: exit_code, .. } => {
+            Some(Said::Done { turn, text, exit_code })
+        }
+        Line { turn: Some(turn), error: Some(message), retryable, exit: exit_code, .. } => {
+            let message = excerpt(&message, MESSAGE_BYTES_MAX);
+            Some(Said::Error { turn, message, retryable, exit_code })
         }
         Line { turn: Some(turn), delta: Some(text), .. } => Some(Said::Delta { turn, text }),
         Line { hold: Some(name), hold_for: Some(span), .. } => {
@@ -204,18 +219,41 @@ mod tests {
         for (done, text) in [("\"all\"", "all"), ("\"\"", ""), ("null", ""), ("true", "")] {
             assert_eq!(
                 understood(&format!("{{\"turn\":\"t\",\"done\":{done}}}")),
-                Said::Done { turn: turn(), text: text.into() }
+                Said::Done { turn: turn(), text: text.into(), exit_code: None }
             );
         }
         let message = "no".to_string();
         assert_eq!(
             understood("{\"turn\":\"t\",\"error\":\"no\",\"retryable\":true}"),
-            Said::Error { turn: turn(), message, retryable: true }
+            Said::Error { turn: turn(), message, retryable: true, exit_code: None }
         );
         assert_eq!(
             understood("{\"hold\":\"build\",\"for\":\"5m\"}"),
             Said::Hold { name: "build".into(), for_ms: 300_000 }
         );
+    }
+
+    #[test]
+    fn an_exit_status_comes_with_the_end_and_a_wrong_one_takes_nothing_with_it() {
+        for (exit, exit_code) in [
+            ("0", Some(0)),
+            ("3", Some(3)),
+            ("-9", Some(-9)),
+            ("null", None),
+            ("\"1\"", None),
+            ("true", None),
+            ("1.5", None),
+            ("99999999999", None),
+            ("[]", None),
+        ] {
+            let done = format!("{{\"turn\":\"t\",\"done\":\"x\",\"exit\":{exit}}}");
+            let expected = Said::Done { turn: "t".into(), text: "x".into(), exit_code };
+            assert_eq!(understood(&done), expected, "{exit}");
+            let error = format!("{{\"turn\":\"t\",\"error\":\"x\",\"exit\":{exit}}}");
+            let (turn, message) = ("t".into(), "x".into());
+            let expected = Said::Error { turn, message, retryable: false, exit_code };
+            assert_eq!(understood(&error), expected, "{exit}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use dormouse_bridge::frames::{Adapter, FromBridge, Secret, ToBridge};
 use dormouse_core::cause::Cause;
 use dormouse_core::event::TurnOutcome;
 use dormouse_core::evidence::{AskedBy, End};
-use dormouse_core::limits::{DELTA_BYTES_MAX, REPLY_BYTES_MAX};
+use dormouse_core::limits::DELTA_BYTES_MAX;
 
 use crate::stage::{Line, Stage, is_running, until};
 
@@ -219,28 +219,75 @@ async fn a_flood_on_standard_error_delays_nothing_and_fills_no_disk() {
 }
 
 #[tokio::test]
-async fn a_reply_that_is_too_large_ends_its_turn_and_its_program() {
-    let (stage, mut line) = started("echo $$ > pid; yes | head -c 40000000; sleep 1000").await;
+async fn output_of_any_size_is_answered_with_its_ends_and_the_whole_is_in_a_file() {
+    let (stage, mut line) =
+        started(r"printf 'first \377\n'; yes 0123456789 | head -c 40000000; echo; echo last").await;
+    let turn = line.turn(1, "x").await;
+    let (streamed, outcome) = line.reply(turn).await;
+    assert!(outcome == answered(&streamed), "the deltas add up to the answer");
+    line.send(ToBridge::Acknowledge { turn }).await;
+    let name = format!("output-{turn}.txt");
+    let file = std::fs::read(stage.workspace().join(&name)).unwrap();
+    assert_eq!(file.len(), 8 + 40_000_000 + 6);
+    assert!(file.starts_with(b"first \xff\n0123456789\n") && file.ends_with(b"\nlast\n"));
+    assert!(streamed.len() < (1 << 20) + (8 << 10));
+    assert!(streamed.starts_with("first \u{fffd}\n0123456789\n"));
+    let marker = format!(
+        "\n[output truncated: 40000014 bytes in all, the whole is in {name}; \
+         its last 4096 bytes follow]\n"
+    );
+    let (head, tail) = streamed.split_once(&marker).expect("the marker says where");
+    assert!(head.len() > (1 << 20) - 4 && tail.ends_with("\nlast\n"), "{}", tail.len());
+    let turn = line.turn(2, "x").await;
+    line.outcome(turn).await;
+    assert!(stage.workspace().join(name).exists(), "it is there for the turns to come");
+}
+
+#[tokio::test]
+async fn deltas_of_a_flood_are_within_their_bound_and_stop_at_the_reply_s() {
+    let (_stage, mut line) = started("yes | head -c 3000000").await;
     let turn = line.turn(1, "x").await;
     let mut streamed = 0;
-    let outcome = loop {
+    loop {
         match line.next().await {
-            FromBridge::Delta { text, .. } => {
-                assert!(text.len() <= DELTA_BYTES_MAX);
-                streamed += text.len();
+            FromBridge::Delta { offset, text, .. } => {
+                assert!(text.len() <= DELTA_BYTES_MAX && offset == streamed);
+                streamed += text.len() as u64;
             }
-            FromBridge::Ended { outcome, .. } => break outcome,
+            FromBridge::Ended { turn: of, outcome, .. } => {
+                assert_eq!(of, turn);
+                let TurnOutcome::Answered { text, .. } = outcome else { panic!() };
+                assert_eq!(streamed, text.len() as u64);
+                break;
+            }
             other => panic!("{other:?}"),
         }
-    };
-    assert!(streamed <= REPLY_BYTES_MAX);
-    assert_eq!(cause(&outcome).0, Cause::ReplyTooLarge);
-    line.send(ToBridge::Acknowledge { turn }).await;
-    let pid = stage.workspace_file("pid").unwrap();
-    until("the program is gone", || (!is_running(&pid)).then_some(())).await;
-    let turn = line.turn(2, "x").await;
-    let (_, outcome) = line.reply(turn).await;
-    assert_eq!(cause(&outcome).0, Cause::ReplyTooLarge);
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_fails_after_a_flood_says_where_its_output_is() {
+    let (stage, mut line) = started("yes | head -c 3000000; echo why >&2; exit 1").await;
+    let turn = line.turn(1, "x").await;
+    let outcome = line.outcome(turn).await;
+    let (cause, message, _, exit_code) = cause(&outcome);
+    assert_eq!((cause, exit_code), (Cause::AgentError, Some(1)));
+    let name = format!("output-{turn}.txt");
+    let whole = format!("3000000 bytes in all, the whole is in {name}");
+    assert_eq!(message, format!("the program ended with exit code 1: why (its output: {whole})"));
+    assert_eq!(std::fs::metadata(stage.workspace().join(name)).unwrap().len(), 3_000_000);
+}
+
+#[tokio::test]
+async fn a_link_where_the_output_should_be_is_not_followed_and_the_reply_is_there() {
+    let (stage, mut line) =
+        started("ln -s ../outside output-$DORMOUSE_TURN.txt; yes | head -c 3000000").await;
+    let turn = line.turn(1, "x").await;
+    let TurnOutcome::Answered { text, exit_code } = line.outcome(turn).await else { panic!() };
+    assert_eq!(exit_code, Some(0));
+    assert!(text.contains("3000000 bytes in all, which output-msg_"));
+    assert!(text.contains("could not keep: File exists"));
+    assert!(!stage.root().join("outside").exists());
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use dormouse_bridge::frames::{Adapter, FromBridge, ToBridge};
 use dormouse_core::cause::Cause;
 use dormouse_core::event::{AgentState, TurnOutcome};
+use dormouse_core::limits::REPLY_BYTES_MAX;
 
 use crate::stage::{Stage, answered, until};
 
@@ -117,6 +118,58 @@ async fn an_error_fails_the_turn_and_the_agent_goes_on() {
     }
     let turn = line.turn(3, "x").await;
     assert_eq!(line.outcome(turn).await, answered("ok"));
+}
+
+#[tokio::test]
+async fn an_exit_status_is_kept_with_an_answer_and_with_an_error() {
+    let stage = Stage::started();
+    let launch = stage.jsonl(
+        r#"next_turn; printf '{"turn":"%s","done":"out","exit":3}\n' "$t"
+           next_turn; delta deltas; printf '{"turn":"%s","done":null,"exit":0}\n' "$t"
+           next_turn; printf '{"turn":"%s","error":"no","exit":-9}\n' "$t"
+           next_turn; printf '{"turn":"%s","done":"kept","exit":"wrong"}\n' "$t"
+           next_turn"#,
+    );
+    let mut line = stage.ready(launch).await;
+    let kept = |text: &str, exit_code| TurnOutcome::Answered { text: text.into(), exit_code };
+    let (cause, message) = (Cause::AgentError, "no".to_string());
+    let failed = TurnOutcome::Failed { cause, message, retryable: false, exit_code: Some(-9) };
+    for (number, expected) in [
+        (1, kept("out", Some(3))),
+        (2, kept("deltas", Some(0))),
+        (3, failed),
+        (4, kept("kept", None)),
+    ] {
+        let turn = line.turn(number, "x").await;
+        assert_eq!(line.outcome(turn).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn more_than_a_reply_holds_is_answered_with_its_ends_and_the_whole_is_in_a_file() {
+    let stage = Stage::started();
+    // 17 MiB, first as deltas of 64 KiB, then as one last text.
+    let launch = stage.jsonl(
+        "k=$(head -c 65536 /dev/zero | tr '\\0' x)
+         next_turn; i=0; while [ $i -lt 272 ]; do delta $k; i=$((i+1)); done; delta end; finish ''
+         next_turn; printf '{\"turn\":\"%s\",\"done\":\"' $t; head -c 17825792 /dev/zero |
+         tr '\\0' y; echo 'end\"}'
+         next_turn",
+    );
+    let mut line = stage.ready(launch).await;
+    for number in 1..=2 {
+        let turn = line.turn(number, "x").await;
+        let (streamed, outcome) = line.reply(turn).await;
+        assert!(outcome == answered(&streamed), "the deltas add up to the answer");
+        assert!(streamed.len() <= REPLY_BYTES_MAX && streamed.ends_with("end"));
+        let name = format!("output-{turn}.txt");
+        let bytes = (17 << 20) + 3;
+        let words = format!("truncated: {bytes} bytes in all, the whole is in {name}; ");
+        assert!(streamed.contains(&words));
+        let file = stage.workspace_file(&name).unwrap();
+        assert!(file.len() == bytes && file.ends_with("end"));
+        line.send(ToBridge::Acknowledge { turn }).await;
+    }
 }
 
 #[tokio::test]
