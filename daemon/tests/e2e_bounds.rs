@@ -8,7 +8,6 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
 use support::http::{Answer, Client, Response};
 use support::{Daemon, SOON, Setup, until};
 

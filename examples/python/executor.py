@@ -10,7 +10,9 @@ for as long as the instance lives.
             its stdout and stderr are one pipe to the front.
 
 Invariants: nothing that user code prints can become a frame; a turn's `done` is the concatenation
-of its deltas; exit() ends the turn and not the agent, os._exit() and signals end both.
+of its deltas, and its `exit` the status that a script would have had; what a reply has no room for
+is in a file in the folder that the agent was started in; exit() ends the turn and not the agent,
+os._exit() and signals end both.
 Absent: a sandbox (the driver's memory limit and user are that), a time limit (the control plane
 watches the clock), and every import that the first turn does not need.
 """
@@ -21,8 +23,10 @@ import sys
 if sys.version_info < (3, 9):
     sys.exit("executor.py needs Python 3.9 or newer, this is " + sys.version.split()[0])
 
+# Of more output than this and the tail, the whole is in a file, up to the bound of that.
 OUTPUT_BYTES_MAX = 1 << 20
-TAIL_BYTES_MAX = 2 << 10
+TAIL_BYTES_MAX = 4 << 10
+FILE_BYTES_MAX = 1 << 30
 # A byte that is no UTF-8 becomes three, and a delta must stay below 64 KiB.
 READ_BYTES_MAX = 16 << 10
 # Not reading the pipe more often than this makes one delta of many small prints.
@@ -35,7 +39,6 @@ EXPLANATION = (
     "I run Python. Send me code, or a message with a ```python block in it, and I answer with what "
     "it prints. Your variables are kept for the next message, until I go to sleep."
 )
-TRUNCATED = "\n[output truncated: only the first 1 MiB and the last 2 KiB are shown]\n"
 PYTHON_MARKS = ("python", "py", "python3")
 
 
@@ -98,9 +101,8 @@ class Worker:
                 return 0
             self.turns_started += 1
             self.renew_streams()
-            status = 0
             try:
-                self.run_message(text)
+                status = self.run_message(text)
             except BaseException as error:  # whatever user code raises ends its turn only
                 self.flush_streams()
                 self.renew_streams()
@@ -108,7 +110,7 @@ class Worker:
             self.flush_streams()
             if os.getpid() != self.pid:
                 os._exit(status)  # user code forked, and the child came back here: not its loop
-            write_all(self.control_fd, b"end %d\n" % self.turns_started)
+            write_all(self.control_fd, b"end %d %d\n" % (self.turns_started, status))
 
     def read_command(self):
         """The next message's text, or None when the front closed its end."""
@@ -144,21 +146,23 @@ class Worker:
                 continue
 
     def run_message(self, text):
+        """The exit status, which is not 0 if there was nothing to run."""
         name = "<message %d>" % self.turns_started
         try:
             source, tree, codes = compile_message(text, name)
         except NotPython as refusal:
             print(refusal)
-            return
+            return 1
         self.sources[name] = source
         if len(self.sources) > SOURCES_KEPT_MAX:
             del self.sources[next(iter(self.sources))]
         missing = self.missing_bare_name(tree)
         if missing is not None:
             print("Nothing here is called %s.\n\n%s" % (missing, EXPLANATION))
-            return
+            return 1
         for code in codes:
             exec(code, self.namespace)
+        return 0
 
     def missing_bare_name(self, tree):
         """A greeting such as `hello` is valid Python; it deserves better than a NameError."""
@@ -302,35 +306,100 @@ def show_crashes_in(log_fd):
 
 
 class Turn:
-    """One turn in progress: what was said so far, bounded."""
+    """One turn in progress: what was said so far, bounded, and beyond that in a file."""
 
     def __init__(self, turn_id, number, decoder):
         self.id = turn_id
         self.number = number
         self.decoder = decoder
         self.said = []
-        self.bytes_kept = 0
-        self.tail = None
+        # The bytes behind `said`, and after them those that wait for more to come, or for the end.
+        self.head = bytearray()
+        self.tail = bytearray()
+        self.file = None
 
     def take(self, chunk):
         """Text to send for `chunk`, which may be empty."""
-        room = OUTPUT_BYTES_MAX - self.bytes_kept
+        room = OUTPUT_BYTES_MAX - len(self.head)
         kept, rest = chunk[:room], chunk[room:]
-        self.bytes_kept += len(kept)
-        text = self.decoder.decode(kept)
-        if rest:
-            if self.tail is None:
-                self.tail = b""
-                text += self.decoder.decode(b"", True) + TRUNCATED
-            self.tail = (self.tail + rest)[-TAIL_BYTES_MAX:]
-        return text
+        self.head += kept
+        if self.file is not None:
+            self.file.write(chunk)
+        elif len(self.tail) + len(rest) > TAIL_BYTES_MAX:
+            self.file = OutputFile(self.id, self.number)
+            for part in (self.head, self.tail, rest):
+                self.file.write(part)
+        self.tail += rest
+        if self.file is not None:
+            del self.tail[:-TAIL_BYTES_MAX]
+        return self.decoder.decode(kept)
 
     def finish(self):
         """Text that is still owed when the turn ends."""
-        if self.tail is not None:
-            return self.tail.decode("utf-8", "replace")
+        if self.file is None:
+            text = self.decoder.decode(bytes(self.tail), True)
+            return text if text or self.said else "(no output)"
         text = self.decoder.decode(b"", True)
-        return text if text or self.said else "(no output)"
+        tail = bytes(self.tail)
+        for _ in range(3):
+            if tail[0] & 0xC0 == 0x80:  # not from within a character
+                tail = tail[1:]
+        line_end = b"" if self.head.endswith(b"\n") else b"\n"
+        marker = b"%s[output truncated: %s; its last %d bytes follow]\n" % (
+            line_end, self.file.close().encode(), len(tail)
+        )
+        return text + (marker + tail).decode("utf-8", "replace")
+
+
+class OutputFile:
+    """A turn's whole output. Whatever goes wrong with it is a matter of words, not of the turn."""
+
+    def __init__(self, turn_id, number):
+        is_plain = isinstance(turn_id, str) and all(
+            char.isascii() and (char.isalnum() or char in "_-.") for char in turn_id
+        )
+        self.name = "output-%s.txt" % (turn_id[:200] if is_plain else number)
+        self.bytes_offered = 0
+        self.bytes_kept = 0
+        self.trouble = None
+        self.fd = None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self.fd = os.open(self.name, flags, 0o644)
+        except OSError as error:
+            self.trouble = error.strerror
+
+    def write(self, data):
+        self.bytes_offered += len(data)
+        if self.trouble is not None:
+            return
+        data = data[: FILE_BYTES_MAX - self.bytes_kept]
+        try:
+            write_all(self.fd, data)
+        except OSError as error:
+            self.trouble = error.strerror
+            self.give_room_back()
+        else:
+            self.bytes_kept += len(data)
+
+    def give_room_back(self):
+        """A disk that is full is full for everybody."""
+        for give_back in (lambda: os.ftruncate(self.fd, 0), lambda: os.unlink(self.name)):
+            try:
+                give_back()
+            except OSError:
+                continue  # it is not called kept in either case
+
+    def close(self):
+        """Says how much there is in all, and where it is."""
+        if self.fd is not None:
+            os.close(self.fd)
+        said = "%d bytes in all, " % self.bytes_offered
+        if self.trouble is not None:
+            return said + "which %s could not keep: %s" % (self.name, self.trouble)
+        if self.bytes_kept < self.bytes_offered:
+            return said + "the first %d are in %s" % (self.bytes_kept, self.name)
+        return said + "the whole is in %s" % self.name
 
 
 class Front:
@@ -449,13 +518,15 @@ class Front:
             if word == "hold":
                 span, _, why = value.partition(" ")
                 self.send({"hold": why, "for": span})
-            elif word == "end" and self.turn is not None and value == str(self.turn.number):
-                self.read_output()
-                self.end_turn()
+            elif word == "end" and self.turn is not None:
+                number, _, status = value.partition(" ")
+                if number == str(self.turn.number):
+                    self.read_output()
+                    self.end_turn(int(status))
 
-    def end_turn(self):
+    def end_turn(self, status):
         self.say(self.turn.finish())
-        self.send({"turn": self.turn.id, "done": "".join(self.turn.said)})
+        self.send({"turn": self.turn.id, "done": "".join(self.turn.said), "exit": status})
         self.turn = None
 
     def read_output(self):

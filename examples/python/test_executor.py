@@ -74,7 +74,12 @@ class Agent:
         assert all(frame["turn"] == turn for frame in frames), frames
         done = frames[-1]["done"]
         assert "".join(frame["delta"] for frame in frames[:-1]) == done, frames
+        self.exit = frames[-1]["exit"]
         return done
+
+    def file(self, name):
+        with open(os.path.join(self.folder.name, name), "rb") as file:
+            return file.read()
 
     def status_after_the_end(self):
         """The exit status, the frames that were left, and the log."""
@@ -90,7 +95,7 @@ class Talk(unittest.TestCase):
             self.assertEqual(agent.frame(), {"ready": True})
             turn = agent.start("1")
             frames = [agent.frame(), agent.frame()]
-            done = [{"turn": turn, "delta": "1\n"}, {"turn": turn, "done": "1\n"}]
+            done = [{"turn": turn, "delta": "1\n"}, {"turn": turn, "done": "1\n", "exit": 0}]
             self.assertEqual(frames, done)
 
     def test_the_last_expression_is_shown_as_a_repl_does(self):
@@ -127,7 +132,7 @@ class Talk(unittest.TestCase):
             with open(os.path.join(agent.folder.name, "gate"), "w") as gate:
                 gate.write("second")
             frames = agent.frames_until_end(turn)
-            self.assertEqual(frames[-1], {"turn": turn, "done": "first\nsecond\n"})
+            self.assertEqual(frames[-1], {"turn": turn, "done": "first\nsecond\n", "exit": 0})
 
     def test_turns_sent_at_once_are_answered_in_order_and_end_of_input_is_a_clean_end(self):
         with Agent() as agent:
@@ -141,7 +146,8 @@ class Talk(unittest.TestCase):
         with Agent() as agent:
             agent.process.stdin.write(b'{"turn":"t","text":"5"}')
             status, frames, _ = agent.status_after_the_end()
-            self.assertEqual((status, frames[-1]), (0, {"turn": "t", "done": "5\n"}))
+            done = {"turn": "t", "done": "5\n", "exit": 0}
+            self.assertEqual((status, frames[-1]), (0, done))
 
     def test_a_line_that_is_no_turn_is_logged_and_skipped(self):
         with Agent() as agent:
@@ -237,6 +243,25 @@ class Errors(unittest.TestCase):
             self.assertEqual(agent.ask("quit()"), "(no output)")
             self.assertEqual(agent.ask("kept"), "1\n")
 
+    def test_the_exit_status_is_that_of_a_script(self):
+        statuses = (
+            ("x = 1", 0),
+            ("exit()", 0),
+            ("import sys\nsys.exit(0)", 0),
+            ("exit(3)", 3),
+            ("exit(256 + 7)", 7),
+            ("exit(-1)", 255),
+            ("exit('because')", 1),
+            ("1/0", 1),
+            ("raise KeyboardInterrupt", 1),
+            ("hello there!", 1),
+            ("hello", 1),
+        )
+        with Agent() as agent:
+            for code, status in statuses:
+                agent.ask(code)
+                self.assertEqual(agent.exit, status, code)
+
     def test_nobody_is_at_a_keyboard(self):
         with Agent() as agent:
             self.assertIn("put the input into the message", agent.ask("input('name? ')"))
@@ -296,12 +321,59 @@ class Protocol(unittest.TestCase):
             done = frames[-1]["done"]
             self.assertEqual("".join(frame["delta"] for frame in frames[:-1]), done)
             self.assertTrue(done.startswith("line 0 é\nline 1 é\n"))
-            self.assertEqual(done.count("[output truncated"), 1)
             self.assertTrue(done.endswith("ZeroDivisionError: division by zero\n"), done[-200:])
-            self.assertLess(len(done.encode()), (1 << 20) + (4 << 10))
+            self.assertLess(len(done.encode()), (1 << 20) + (8 << 10))
             longest = max(len(frame["delta"].encode()) for frame in frames[:-1])
             self.assertLessEqual(longest, 64 << 10)
+            whole = agent.file("output-turn-1.txt")
+            self.assertEqual(frames[-1]["exit"], 1)
+            marker = "\n[output truncated: %d bytes in all, " % len(whole)
+            marker += "the whole is in output-turn-1.txt; its last "
+            head, _, tail = done.partition(marker)
+            tail_bytes, _, tail = tail.partition(" bytes follow]\n")
+            self.assertEqual(len(tail.encode()), int(tail_bytes))
+            self.assertTrue(whole.startswith(head.rstrip("\ufffd").encode()))
+            self.assertTrue(whole.endswith(tail.encode()))
+            self.assertIn(b"line 399999 \xc3\xa9\nTraceback", whole)
             self.assertEqual(agent.ask("3"), "3\n")
+            self.assertEqual(agent.ask("len(open('output-turn-1.txt').read())"),
+                             "%d\n" % len(whole.decode()))
+
+    def test_output_that_fits_is_whole_and_makes_no_file(self):
+        with Agent() as agent:
+            size = (1 << 20) + (4 << 10)
+            self.assertEqual(agent.ask("n = print('x' * %d)" % (size - 1)), "x" * (size - 1) + "\n")
+            self.assertEqual(agent.ask("import os\nos.listdir()"), "[]\n")
+            shown = agent.ask("print('x' * %d)" % size)
+            self.assertEqual(shown.count("[output truncated: %d bytes in all" % (size + 1)), 1)
+            self.assertEqual(agent.file("output-turn-3.txt"), b"x" * size + b"\n")
+
+    def test_every_byte_of_a_flood_is_in_its_file_wherever_user_code_went(self):
+        with Agent() as agent:
+            agent.ask("import os\nos.mkdir('sub')\nos.chdir('sub')")
+            code = "for n in range(300): n = os.write(1, bytes(range(256)) * 32)"
+            shown = agent.ask(code)
+            self.assertEqual(agent.file("output-turn-2.txt"), bytes(range(256)) * 32 * 300)
+            self.assertIn("the whole is in output-turn-2.txt", shown)
+
+    def test_a_link_where_the_file_should_be_is_not_followed_and_the_reply_is_there(self):
+        with Agent() as agent:
+            agent.ask("import os\nos.symlink('elsewhere', 'output-turn-2.txt')")
+            shown = agent.ask("print('x' * 2_000_000)\nprint('end')")
+            self.assertIn("2000005 bytes in all, which output-turn-2.txt could not keep: File ex",
+                          shown)
+            self.assertTrue(shown.endswith("xxx\nend\n"), shown[-100:])
+            self.assertEqual(agent.ask("os.path.exists('elsewhere')"), "False\n")
+
+    @unittest.skipUnless(sys.platform == "linux", "needs prlimit")
+    def test_a_disk_that_is_full_loses_no_reply(self):
+        with Agent() as agent:
+            agent.ask("import os, resource\nlimit = (1 << 20, 1 << 20)\n"
+                      "resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, limit)")
+            shown = agent.ask("print('x' * 2_000_000)\nprint('end')")
+            self.assertIn("which output-turn-2.txt could not keep: File too large", shown)
+            self.assertTrue(shown.endswith("xxx\nend\n"), shown[-100:])
+            self.assertEqual(agent.ask("os.listdir()"), "[]\n")
 
     def test_a_flood_of_broken_bytes_keeps_deltas_small(self):
         with Agent() as agent:

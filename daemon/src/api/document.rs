@@ -76,13 +76,16 @@ pub(crate) mod operations {
     }];
     pub(crate) const MESSAGE: &[Operation] = &[
         Operation {
-            summary: "A message: state, attempts, reply, cause.",
+            summary: "A message: state, attempts, reply, exit code, cause.",
             parameters: &[
                 ("wait", "query", "wait for its end, for example 30s, at most 2m"),
                 ("Accept", "header", "text/event-stream to follow it"),
                 ("Last-Event-ID", "header", "resume after this event, ATTEMPT.OFFSET"),
             ],
-            answers: &[(200, "the message, or its event stream"), (404, "no such message")],
+            answers: &[
+                (200, "see the schema Message; or its event stream, whose `done` is the same"),
+                (404, "no such message"),
+            ],
             ..PLAIN
         },
         Operation { method: "delete", summary: "Drop a message that waits.", ..REQUEST },
@@ -334,6 +337,7 @@ fn schemas() -> Value {
                 "properties": { "code": text, "message": text, "hint": text, "message_id": text },
             } },
         },
+        "Message": message_schema(),
         "Why": why_schema(),
         "SubmitBody": {
             "type": "object",
@@ -369,6 +373,49 @@ fn schemas() -> Value {
                 "user": text,
                 "stream": { "type": "boolean" },
             },
+        },
+    })
+}
+
+fn message_schema() -> Value {
+    let (text, integer) = (json!({ "type": "string" }), json!({ "type": "integer" }));
+    json!({
+        "type": "object",
+        "required": ["message_id", "session", "state", "attempts", "accepted_at_ms"],
+        "properties": {
+            "message_id": text,
+            "session": text,
+            "state": { "enum": ["pending", "leased", "answered", "dead", "cancelled"] },
+            "attempts": integer,
+            "accepted_at_ms": integer,
+            "ended_at_ms": integer,
+            "position": {
+                "type": "integer",
+                "description": "how many messages of the session are before it, while it waits",
+            },
+            "not_before_ms": {
+                "type": "integer",
+                "description": "not handed to an agent again before this",
+            },
+            "reply": {
+                "type": "string",
+                "description": "of long output its beginning, a line `[output truncated: …]` that \
+                    names the file with the whole, and its end",
+            },
+            "exit_code": {
+                "type": "integer",
+                "description": "of the program that its turn executed, as a shell shows it; \
+                    negative: the signal that ended it",
+            },
+            "took_ms": {
+                "type": "integer",
+                "description": "how long the turn took that ended it",
+            },
+            "cause": text,
+            "cause_text": { "type": "string", "description": "the cause in plain words" },
+            "detail": text,
+            "redrive_of": text,
+            "redriven_as": text,
         },
     })
 }
@@ -437,6 +484,18 @@ mod tests {
                 assert!(!operation.summary.is_empty(), "{} {}", operation.method, route.path);
             }
         }
+    }
+
+    #[test]
+    fn the_schema_of_a_message_has_each_of_its_fields() {
+        let full = crate::api::messages::shown(crate::api::messages::tests::full_view());
+        let written = json!(full);
+        let fields = |value: &Value| -> Vec<String> {
+            let mut fields: Vec<String> = value.as_object().unwrap().keys().cloned().collect();
+            fields.sort_unstable();
+            fields
+        };
+        assert_eq!(fields(&message_schema()["properties"]), fields(&written));
     }
 
     #[test]

@@ -201,6 +201,7 @@ pub(crate) async fn view_of(api: &Api, id: MessageId) -> Result<Message, Problem
 
 pub(crate) fn shown(stored: MessageView) -> Message {
     Message {
+        took_ms: took_ms(&stored),
         message_id: stored.id,
         session: stored.session,
         state: stored.state,
@@ -217,6 +218,14 @@ pub(crate) fn shown(stored: MessageView) -> Message {
         redrive_of: stored.redrive_of,
         redriven_as: stored.redriven_as,
     }
+}
+
+/// Only a turn's own end gives an answer or an exit code; whatever else ends a message may come
+/// long after its last attempt.
+fn took_ms(stored: &MessageView) -> Option<u64> {
+    let is_ended_by_turn = stored.state == MessageState::Answered || stored.exit_code.is_some();
+    let (leased_at, ended_at) = (stored.leased_at?, stored.ended_at?);
+    is_ended_by_turn.then(|| ended_at.0.saturating_sub(leased_at.0))
 }
 
 pub(crate) fn session_of(agent: &str, key: &str) -> Result<SessionId, Problem> {
@@ -293,5 +302,57 @@ pub(crate) fn idempotency_key_of(headers: &HeaderMap) -> Result<Option<String>, 
             "Idempotency-Key has 1 to 255 visible ASCII characters",
             "use for example a UUID",
         )),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use dormouse_core::cause::Cause;
+    use dormouse_core::id::Subject;
+    use dormouse_core::time::Wall;
+
+    use super::*;
+
+    /// Every fact that any message can have.
+    pub(crate) fn full_view() -> MessageView {
+        let subject = Subject::new("tester").unwrap();
+        MessageView {
+            id: MessageId(1),
+            session: "python/me".parse().unwrap(),
+            subject: subject.clone(),
+            state: MessageState::Dead,
+            bytes: 1,
+            attempts: 2,
+            excused: 1,
+            accepted_at: Wall(1_000),
+            leased_at: Some(Wall(5_000)),
+            not_before: Some(Wall(4_000)),
+            ended_at: Some(Wall(5_250)),
+            position: Some(0),
+            reply: Some("reply".to_owned()),
+            exit_code: Some(1),
+            cause: Some(Cause::AgentError),
+            detail: Some("detail".to_owned()),
+            ended_by: Some(subject),
+            dropped_at: Some(Wall(9_000)),
+            redriven_as: Some(MessageId(2)),
+            redrive_of: Some(MessageId(3)),
+        }
+    }
+
+    #[test]
+    fn how_long_its_turn_took_is_said_where_a_turn_ended_it() {
+        let ended = |state, exit_code| {
+            let view = MessageView { state, exit_code, ..full_view() };
+            shown(view).took_ms
+        };
+        assert_eq!(ended(MessageState::Answered, None), Some(250));
+        assert_eq!(ended(MessageState::Dead, Some(1)), Some(250));
+        assert_eq!(ended(MessageState::Dead, None), None, "a death may have ended it, or a wait");
+        assert_eq!(ended(MessageState::Cancelled, None), None);
+        let running = MessageView { ended_at: None, ..full_view() };
+        assert_eq!(shown(running).took_ms, None);
+        let back = MessageView { ended_at: Some(Wall(4_999)), ..full_view() };
+        assert_eq!(shown(back).took_ms, Some(0), "the clock was set back meanwhile");
     }
 }

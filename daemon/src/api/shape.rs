@@ -52,8 +52,13 @@ pub(crate) struct Message {
     pub(crate) not_before_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) reply: Option<String>,
+    /// Of the program that its turn was, or that its agent told of: as a shell shows it, or the
+    /// negated number of the signal that ended it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) exit_code: Option<i32>,
+    /// How long the turn took that ended it, from its delivery on; absent where no turn did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) took_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cause: Option<Cause>,
     /// The cause in plain words.

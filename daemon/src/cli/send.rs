@@ -201,7 +201,11 @@ impl<'a> ReplyPrinter<'a> {
         }
         self.terminal.end_line()?;
         if let Some(code) = message.exit_code.filter(|code| *code != 0) {
-            self.terminal.note(Tone::Yellow, &format!("its program ended with exit code {code}"));
+            let how = match code {
+                ..0 => format!("was ended by signal {}", code.unsigned_abs()),
+                _ => format!("ended with exit code {code}"),
+            };
+            self.terminal.note(Tone::Yellow, &format!("its program {how}"));
         }
         Ok(())
     }
@@ -298,6 +302,15 @@ mod tests {
             its program ended with exit code 3
         "]]
         .assert_eq(&play(&screen, screen.terminal(), true, false));
+    }
+
+    #[test]
+    fn a_status_that_is_a_signal_is_called_one() {
+        let screen = Screen::default();
+        let mut terminal = screen.terminal();
+        let mut printer = ReplyPrinter::new(&mut terminal, false, false);
+        printer.finish(&Message { exit_code: Some(-9), ..message("half") }).unwrap();
+        assert_eq!(screen.err.text(), "its program was ended by signal 9\n");
     }
 
     #[test]

@@ -80,6 +80,7 @@ impl Page<'_> {
             .maybe("cause", message.cause.map(|cause| format!("{cause}: {}", cause.plain_words())));
         facts.maybe("detail", message.detail.clone());
         facts.maybe("exit code", message.exit_code.map(|code| code.to_string()));
+        facts.maybe("its turn took", message.took_ms.map(span));
         facts.maybe("tries anew", message.redrive_of.map(|id| id.to_string()));
         facts.maybe("tried anew as", message.redriven_as.map(|id| id.to_string()));
         facts
