@@ -31,11 +31,11 @@ use crate::child::{FromPipes, Process};
 use crate::counters::{Cgroup, Counters};
 use crate::ending::{Phase, Stop};
 use crate::files::desk::{Desk, FromFiles, SyncOrder};
-use crate::frames::{FromBridge, Hello, Launch, PROTOCOL_VERSION, ToBridge};
+use crate::frames::{FRAME_BYTES_MAX, FromBridge, Hello, Launch, PROTOCOL_VERSION, ToBridge};
 use crate::hold::Holds;
 use crate::log::{Log, Stream};
 use crate::oom::{OomWatch, Settled};
-use crate::reply::{Reply, ReplyTooLarge};
+use crate::reply::Reply;
 use crate::rundir::{RunFolder, Spec};
 use crate::turn::{Offer, Turns};
 
@@ -419,7 +419,9 @@ impl Instance {
             Said::Overlong(head) => {
                 self.log.line(Stream::Out, &head);
                 self.log.note("dropped a line that is longer than any frame may be");
-                self.finish_turn(ReplyTooLarge.outcome());
+                let message =
+                    format!("the agent wrote a line of more than {FRAME_BYTES_MAX} bytes");
+                self.finish_turn(failed(Cause::ReplyTooLarge, message, false));
             }
         }
     }

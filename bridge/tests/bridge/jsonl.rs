@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dormouse_bridge::frames::{Adapter, FromBridge, ToBridge};
+use dormouse_bridge::frames::{Adapter, FRAME_BYTES_MAX, FromBridge, ToBridge};
 use dormouse_core::cause::Cause;
 use dormouse_core::event::{AgentState, TurnOutcome};
 use dormouse_core::limits::REPLY_BYTES_MAX;
@@ -170,6 +170,26 @@ async fn more_than_a_reply_holds_is_answered_with_its_ends_and_the_whole_is_in_a
         assert!(file.len() == bytes && file.ends_with("end"));
         line.send(ToBridge::Acknowledge { turn }).await;
     }
+}
+
+#[tokio::test]
+async fn a_line_longer_than_any_frame_fails_its_turn_in_those_words_and_the_agent_goes_on() {
+    let stage = Stage::started();
+    let bytes = FRAME_BYTES_MAX + 1;
+    let launch = stage.jsonl(&format!(
+        "next_turn; head -c {bytes} /dev/zero | tr '\\0' x; echo; next_turn; finish ok; next_turn"
+    ));
+    let mut line = stage.ready(launch).await;
+    let turn = line.turn(1, "x").await;
+    let expected = TurnOutcome::Failed {
+        cause: Cause::ReplyTooLarge,
+        message: format!("the agent wrote a line of more than {FRAME_BYTES_MAX} bytes"),
+        retryable: false,
+        exit_code: None,
+    };
+    assert_eq!(line.outcome(turn).await, expected);
+    let turn = line.turn(2, "x").await;
+    assert_eq!(line.outcome(turn).await, answered("ok"));
 }
 
 #[tokio::test]
