@@ -246,9 +246,17 @@ pub struct Submission {
     /// The sender may write to any session.
     pub is_operator: bool,
     pub text: String,
+    /// Put into the workspace before its turn, if it is accepted. Their bytes are kept already.
+    pub attachments: Vec<Attachment>,
     pub idempotency: Option<Idempotency>,
     /// The message that was accepted under the same key before.
     pub prior: Option<PriorMessage>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    pub path: FilePath,
+    pub file: FileKind,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

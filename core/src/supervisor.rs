@@ -106,10 +106,12 @@ impl Supervisor {
         }
         let first = self.deadlines.first().map(|deadline| deadline.0);
         let has_room = self.starting < self.node.starts_at_once;
-        let probes =
-            self.held_back.keys().filter(|_| has_room).filter_map(|agent| {
-                self.agent_breakers.get(agent)?.next_probe().map(|probe| probe.0)
-            });
+        let probes = self.held_back.iter().filter(|_| has_room).filter_map(|(agent, waiting)| {
+            let probe = self.agent_breakers.get(agent)?.next_probe()?.0;
+            let needs_budget = waiting.front().is_some_and(|(_, id)| self.failed_before(id));
+            let budget_at = self.budget.next_at(self.node.restarts_per_minute);
+            Some(if needs_budget { probe.max(budget_at) } else { probe })
+        });
         let paced = (has_room && !self.paced.is_empty())
             .then(|| self.budget.next_at(self.node.restarts_per_minute));
         probes.chain(paced).chain(first).min()
@@ -317,7 +319,10 @@ impl Supervisor {
         self.admit_probes(now.monotonic);
         self.admit_paced(now.monotonic);
         while self.starting < self.node.starts_at_once {
-            let Some((ticket, id)) = self.line.waiting.pop_front() else { return };
+            let Some((ticket, id)) = self.line.waiting.pop_front() else {
+                // Whom the budget had room for may have been held back, and left it to others.
+                if self.admit_paced(now.monotonic) { continue } else { return }
+            };
             let Some(slot) = self.sessions.get_mut(&id).filter(|slot| slot.ticket == Some(ticket))
             else {
                 continue;

@@ -13,14 +13,14 @@ use std::time::Duration;
 use dormouse_core::cause::Cause;
 use dormouse_core::command::{Command, Effects};
 use dormouse_core::event::{
-    AgentState, CheckpointOffer, Event, FilesProblem, FilesProgress, SessionRequest, Submission,
-    TurnOutcome, UploadSubmission,
+    AgentState, Attachment, CheckpointOffer, Event, FilesProblem, FilesProgress, SessionRequest,
+    Submission, TurnOutcome, UploadSubmission,
 };
 use dormouse_core::evidence::{AskedBy, End, Evidence, OomVictim};
 use dormouse_core::id::{
     AgentName, BootId, Generation, InstanceId, MessageId, RequestId, SessionId, TurnId,
 };
-use dormouse_core::manifest::{FilesVersion, Manifest, ManifestDigest, Sha256Hash};
+use dormouse_core::manifest::{FileKind, FilesVersion, Manifest, ManifestDigest, Sha256Hash};
 use dormouse_core::policy::{AgentPolicy, FilesPolicy, NodePolicy, RetrySafety};
 use dormouse_core::record::{Idempotency, MessageState};
 use dormouse_core::session::phase::Phase;
@@ -394,12 +394,15 @@ impl World {
         let prior = key.as_ref().and_then(|key| self.store.prior(&subject, key));
         let (session, text) = (id(session), "x".repeat(body.into()));
         let digest = format!("{session} {text}");
+        let attachments = (0..body % 3)
+            .map(|_| Attachment { path: "a.csv".parse().unwrap(), file: FileKind::Folder });
         let submission = Submission {
             id: MessageId(fresh.into()),
             session,
             subject,
             is_operator: false,
             text,
+            attachments: attachments.collect(),
             idempotency: key.map(|key| Idempotency { key, digest }),
             prior,
         };

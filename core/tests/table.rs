@@ -261,6 +261,7 @@ fn submitted() -> Event {
             subject: "tom".parse().unwrap(),
             is_operator: false,
             text: "hello".to_owned(),
+            attachments: Vec::new(),
             idempotency: None,
             prior: None,
         },

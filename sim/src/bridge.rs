@@ -305,10 +305,7 @@ impl World {
         })?;
         self.checker.executed(turn, &instance, &self.durable)?;
         let workspace = self.files.workspaces.get(&instance.session).copied();
-        // What is left of an agent that is not configured any more has nothing declared.
-        if let Some(policy) = self.engine.agents.get(instance.session.agent()) {
-            self.checker.check_files(turn, &instance, policy, workspace)?;
-        }
+        self.checker.check_files(turn, &instance, workspace)?;
         self.begin_turn(id, turn, text);
         Ok(())
     }

@@ -8,8 +8,9 @@
 use std::collections::BTreeMap;
 
 use dormouse_core::command::Answer;
-use dormouse_core::event::{Event, SessionRequest};
+use dormouse_core::event::{Attachment, Event, SessionRequest};
 use dormouse_core::id::{MessageId, RequestId, Subject};
+use dormouse_core::manifest::FileKind;
 use dormouse_core::record::{Idempotency, MessageState};
 
 use crate::agent::POISON;
@@ -119,7 +120,12 @@ impl World {
         }
         let idempotency =
             key.map(|key| Idempotency { key, digest: format!("digest of {session} {text}") });
-        let new = NewMessage { session, subject, is_operator, text, idempotency };
+        let attachments = self.rng.chance(30).then(|| Attachment {
+            path: "b.csv".parse().expect("a name and a dot are a path"),
+            file: FileKind::Folder,
+        });
+        let attachments = attachments.into_iter().collect();
+        let new = NewMessage { session, subject, is_operator, text, attachments, idempotency };
         self.clients.sends.push(Send { new, tries: 0 });
         number
     }

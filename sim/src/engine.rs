@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dormouse_core::command::{Effects, Write};
-use dormouse_core::event::{Event, Submission};
+use dormouse_core::event::{Attachment, Event, Submission};
 use dormouse_core::id::{AgentName, InstanceId, MessageId, RequestId, SessionId, Subject};
 use dormouse_core::policy::AgentPolicy;
 use dormouse_core::record::Idempotency;
@@ -50,6 +50,7 @@ pub(crate) struct NewMessage {
     pub(crate) subject: Subject,
     pub(crate) is_operator: bool,
     pub(crate) text: String,
+    pub(crate) attachments: Vec<Attachment>,
     pub(crate) idempotency: Option<Idempotency>,
 }
 
@@ -304,6 +305,7 @@ impl World {
             subject: new.subject,
             is_operator: new.is_operator,
             text: new.text,
+            attachments: new.attachments,
             idempotency: new.idempotency,
             prior,
         }

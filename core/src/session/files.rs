@@ -19,7 +19,7 @@ use crate::event::{CheckpointOffer, FilesProblem, FilesProgress, UploadSubmissio
 use crate::id::{RequestId, Subject, TurnId};
 use crate::journal::{Because, FilesChange};
 use crate::limits;
-use crate::manifest::{FilesVersion, Manifest, ManifestDigest};
+use crate::manifest::{FileKind, FilePath, FilesVersion, Manifest, ManifestDigest};
 use crate::record::{CheckpointRecord, FilesRecord, StopReason, UploadRecord};
 use crate::session::phase::Phase;
 use crate::session::{Context, Session};
@@ -178,12 +178,14 @@ impl Session {
         self.go_on_with_files(ctx);
     }
 
+    /// Goes on with what waited for the files, if they are there.
     fn go_on_with_files(&mut self, ctx: &mut Context<'_>) {
-        if self.instance().files.step != Step::Proved {
-            return;
-        }
         match self.phase {
-            Phase::Starting => self.launch(ctx),
+            Phase::Starting => {
+                if self.files_are_in_place(ctx) {
+                    self.launch(ctx);
+                }
+            }
             Phase::Awake => self.deliver_next(ctx),
             Phase::Draining | Phase::Stopping | Phase::Asleep | Phase::Backoff | Phase::Tripped => {
                 unreachable!("{}: files are waited for before work", self.id)
@@ -240,23 +242,12 @@ impl Session {
         });
         self.note_files(FilesChange::Failed { cause, message: message.clone(), retry_at }, ctx);
         self.settle_head(cause, message, retry_at, ctx);
-        match self.phase {
-            Phase::Starting if self.queue.is_empty() => {
-                let because = Because::NothingLeftToDo;
-                self.wake_wanted = false;
-                self.begin_stop(StopReason::FilesRefused, because, ctx);
-            }
-            // The next message may find what this one missed.
-            Phase::Starting => {
-                if self.files_are_in_place(ctx) {
-                    self.launch(ctx);
-                }
-            }
-            Phase::Awake => self.deliver_next(ctx),
-            Phase::Draining | Phase::Stopping | Phase::Asleep | Phase::Backoff | Phase::Tripped => {
-                unreachable!("{}: files are waited for before work", self.id)
-            }
+        if is_starting && self.queue.is_empty() {
+            self.wake_wanted = false;
+            return self.begin_stop(StopReason::FilesRefused, Because::NothingLeftToDo, ctx);
         }
+        // The next message may find what this one missed.
+        self.go_on_with_files(ctx);
     }
 
     /// The message that waited for the files: tried again later, not counted; or given up. It never
@@ -284,31 +275,31 @@ impl Session {
         upload: UploadSubmission,
         ctx: &mut Context<'_>,
     ) {
-        let refusal = if upload.subject != self.subject && !upload.is_operator {
-            Some(Refusal::NotYourSession)
-        } else if !ctx.is_configured {
-            Some(Refusal::UnknownAgent)
-        } else {
-            None
-        };
-        if let Some(refusal) = refusal {
-            return ctx.effects.answer(request, Answer::Refused(refusal));
+        if upload.subject != self.subject && !upload.is_operator {
+            return ctx.effects.answer(request, Answer::Refused(Refusal::NotYourSession));
         }
+        if !ctx.is_configured {
+            return ctx.effects.answer(request, Answer::Refused(Refusal::UnknownAgent));
+        }
+        let number = self.keep_upload(upload.path, upload.file, upload.subject, ctx);
+        ctx.effects.answer(request, Answer::Uploaded { number });
+    }
+
+    pub(super) fn keep_upload(
+        &mut self,
+        path: FilePath,
+        file: Option<FileKind>,
+        by: Subject,
+        ctx: &mut Context<'_>,
+    ) -> u64 {
         self.files.uploads += 1;
         self.dirty = true;
-        let number = self.files.uploads;
-        let is_deleted = upload.file.is_none();
-        let (path, by) = (upload.path, upload.subject);
-        ctx.effects.write(Write::InsertUpload(UploadRecord {
-            session: self.id.clone(),
-            number,
-            path: path.clone(),
-            file: upload.file,
-            at: ctx.now.wall,
-            by: by.clone(),
-        }));
+        let (session, number) = (self.id.clone(), self.files.uploads);
+        let (at, is_deleted) = (ctx.now.wall, file.is_none());
+        let record = UploadRecord { session, number, path: path.clone(), file, at, by: by.clone() };
+        ctx.effects.write(Write::InsertUpload(record));
         self.note_files(FilesChange::Uploaded { path, is_deleted, by }, ctx);
-        ctx.effects.answer(request, Answer::Uploaded { number });
+        number
     }
 
     pub(super) fn checkpoint_offered(
@@ -367,20 +358,15 @@ impl Session {
         self.files.lineage += 1;
         self.dirty = true;
         let because = Because::Files { change: FilesChange::RestoreRequested { checkpoint, by } };
+        let stop = StopReason::OperatorRestart;
+        if self.phase.has_instance() {
+            self.want_wake();
+        }
         match self.phase {
+            Phase::Starting => self.begin_stop(stop, because, ctx),
+            Phase::Awake => self.stop_or_drain(stop, because, ctx),
             Phase::Asleep | Phase::Backoff | Phase::Tripped => self.note(because, ctx),
-            Phase::Draining | Phase::Stopping => {
-                self.want_wake();
-                self.note(because, ctx);
-            }
-            Phase::Starting => {
-                self.want_wake();
-                self.begin_stop(StopReason::OperatorRestart, because, ctx);
-            }
-            Phase::Awake => {
-                self.want_wake();
-                self.stop_or_drain(StopReason::OperatorRestart, because, ctx);
-            }
+            Phase::Draining | Phase::Stopping => self.note(because, ctx),
         }
         let waiting = self.queue.len();
         ctx.effects.answer(request, Answer::Requested(RequestOutcome::Accepted { waiting }));

@@ -110,6 +110,10 @@ impl Session {
         let instance = self.instance_mut();
         if instance.boot == Some(boot) && instance.link.is_attached() {
             instance.link = Link::Detached { since: now };
+            if instance.files.overdue_at().is_some() {
+                // They are asked for again once it is back; until then it has a start's time.
+                instance.launch_from = now;
+            }
             instance.files.start_over();
         }
     }

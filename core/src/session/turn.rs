@@ -12,7 +12,7 @@ use crate::cause::Cause;
 use crate::command::{
     Answer, Command, DeniedBecause, IgnoredBecause, News, Refusal, RequestOutcome, Write,
 };
-use crate::event::{DeadLetter, Submission, TurnOutcome};
+use crate::event::{Attachment, DeadLetter, Submission, TurnOutcome};
 use crate::hold::Taken;
 use crate::id::{MessageId, RequestId, Subject, TurnId};
 use crate::journal::{Because, count};
@@ -35,6 +35,7 @@ impl Session {
             ctx.effects.answer(request, Answer::Duplicate { message: prior.id });
             return;
         }
+        let attachments = new.attachments;
         let record = MessageRecord {
             id: new.id,
             session: new.session,
@@ -44,7 +45,7 @@ impl Session {
             idempotency: new.idempotency,
             redrive_of: None,
         };
-        self.accept(request, record, ctx);
+        self.accept(request, record, attachments, ctx);
     }
 
     fn refusal(&self, new: &Submission, ctx: &Context<'_>) -> Option<Refusal> {
@@ -60,8 +61,15 @@ impl Session {
     }
 
     /// Queues and answers; returns whether there was room.
-    fn accept(&mut self, request: RequestId, record: MessageRecord, ctx: &mut Context<'_>) -> bool {
+    fn accept(
+        &mut self,
+        request: RequestId,
+        record: MessageRecord,
+        attachments: Vec<Attachment>,
+        ctx: &mut Context<'_>,
+    ) -> bool {
         let message = record.id;
+        let sender = record.subject.clone();
         let bytes = u32::try_from(record.text.len()).expect("the gate bounds a message's size");
         let (messages_max, bytes_max) = (ctx.node.queue_messages_max, ctx.node.queue_bytes_max);
         match self.queue.accept(message, bytes, messages_max, bytes_max) {
@@ -74,6 +82,9 @@ impl Session {
                 self.dirty |= !self.is_stored;
                 ctx.effects.write(Write::InsertMessage(record));
                 ctx.effects.answer(request, Answer::Accepted { message, position });
+                for Attachment { path, file } in attachments {
+                    self.keep_upload(path, Some(file), sender.clone(), ctx);
+                }
                 self.arrived(message, position, ctx);
                 true
             }
@@ -369,7 +380,8 @@ impl Session {
             idempotency: None,
             redrive_of: Some(dead.id),
         };
-        if self.accept(request, record, ctx) {
+        // What was attached is in the workspace since then, or was deleted there.
+        if self.accept(request, record, Vec::new(), ctx) {
             ctx.effects.write(Write::MarkRedriven { message: dead.id, new_id });
             self.note(Because::MessageRedriven { dead: dead.id, message: new_id, by }, ctx);
         }

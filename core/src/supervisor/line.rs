@@ -92,8 +92,9 @@ impl Supervisor {
         self.paced.push_back((ticket, id));
     }
 
-    /// As many as the budget has room for go first in the line, in their order.
-    pub(super) fn admit_paced(&mut self, now: Monotonic) {
+    /// As many as the budget has room for go first in the line, in their order. `true`: there were
+    /// some.
+    pub(super) fn admit_paced(&mut self, now: Monotonic) -> bool {
         let mut left = self.budget.left(now, self.node.restarts_per_minute);
         let mut first = VecDeque::new();
         while left > 0
@@ -105,25 +106,37 @@ impl Supervisor {
                 left -= 1;
             }
         }
+        let is_any = !first.is_empty();
         while let Some(place) = first.pop_back() {
             self.line.waiting.push_front(place);
         }
+        is_any
     }
 
     /// Of each agent whose probe is due, the one that has waited longest goes first in the line.
     pub(super) fn admit_probes(&mut self, now: Monotonic) {
+        let mut left = self.budget.left(now, self.node.restarts_per_minute);
         let (sessions, breakers, line) = (&self.sessions, &self.agent_breakers, &mut self.line);
         self.held_back.retain(|agent, waiting| {
             let is_due = breakers.get(agent).is_none_or(|breaker| breaker.admits(now));
             while is_due && let Some((ticket, id)) = waiting.pop_front() {
                 // Who does not wait any more has left its place.
                 let slot = sessions.get(&id).filter(|slot| slot.ticket == Some(ticket));
-                if slot.is_some_and(|slot| slot.session.wants_start()) {
-                    line.waiting.push_front((ticket, id));
+                let Some(slot) = slot.filter(|slot| slot.session.wants_start()) else { continue };
+                let is_restart = slot.session.failures() > 0;
+                if is_restart && left == 0 {
+                    waiting.push_front((ticket, id));
                     break;
                 }
+                left -= usize::from(is_restart);
+                line.waiting.push_front((ticket, id));
+                break;
             }
             !waiting.is_empty()
         });
+    }
+
+    pub(super) fn failed_before(&self, id: &SessionId) -> bool {
+        self.sessions.get(id).is_some_and(|slot| slot.session.failures() > 0)
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Store {
     /// Where the journal says that each session is.
     journal: BTreeMap<SessionId, Phase>,
     exits: BTreeMap<(SessionId, Generation), ExitRecord>,
+    /// The newest upload of each session.
+    uploads: BTreeMap<SessionId, u64>,
     files: FilesBooks,
 }
 
@@ -89,6 +91,12 @@ impl Store {
             assert_eq!(
                 self.sessions[session].phase, *phase,
                 "the journal knows where {session} is"
+            );
+        }
+        for (session, newest) in &self.uploads {
+            assert_eq!(
+                self.sessions[session].files.uploads, *newest,
+                "{session} counts its uploads"
             );
         }
         self.check_answers(event, effects);
@@ -164,10 +172,11 @@ impl Store {
     fn apply(&mut self, write: &Write) {
         match write {
             Write::PutSession(record) => self.put_session(record),
-            // Numbers without a gap: the row follows with the same one.
+            // Numbers without a gap.
             Write::InsertUpload(record) => {
-                let before = self.sessions.get(&record.session).map_or(0, |row| row.files.uploads);
-                assert_eq!(record.number, before + 1, "{}", record.session);
+                let newest = self.uploads.entry(record.session.clone()).or_default();
+                *newest += 1;
+                assert_eq!(record.number, *newest, "{}", record.session);
             }
             Write::InsertCheckpoint { record, keep: _ } => {
                 let row = &self.sessions[&record.session];

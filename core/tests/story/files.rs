@@ -260,6 +260,92 @@ fn a_store_that_never_answers_is_given_up_and_asked_again() {
 }
 
 #[test]
+fn a_line_that_breaks_during_a_long_sync_ends_no_life() {
+    check(
+        r#"agent d: files inputs, ready 1m
+           send m1 to d/k
+           bridge attaches
+           inputs are january
+           +50s
+           files come 3 of 1500
+           +50s
+           files come 900 of 1500
+           bridge detaches
+           +5s
+           bridge attaches
+           inputs are january
+           files synced january+0"#,
+        expect![[r#"
+            0s          send m1 to d/k
+                journal: asleep → starting: 1 message to answer
+                answer: accepted m1, next
+                m1 hears: waking
+                command: start d/k#1
+            0s          bridge attaches
+                command: admit d/k#1, boot 1
+                command: list inputs of d/k#1, look 1
+            0s          inputs are january
+                command: sync d/k#1 to january+0
+            0s          +50s
+            50s         files come 3 of 1500
+                m1 hears: its files come, 3 of 1500
+            50s         +50s
+            1m40s       files come 900 of 1500
+                m1 hears: its files come, 900 of 1500
+            1m40s       bridge detaches
+            1m40s       +5s
+            1m45s       bridge attaches
+                command: admit d/k#1, boot 1
+                command: list inputs of d/k#1, look 2
+            1m45s       inputs are january
+                command: sync d/k#1 to january+0
+            1m45s       files synced january+0
+                journal: starting: its files were in place after 0 ms
+                command: launch d/k#1
+            d/k starting, generation 1
+              m1 pending
+        "#]],
+    );
+}
+
+#[test]
+fn what_is_attached_to_a_message_is_there_at_its_turn_and_only_if_it_was_accepted() {
+    check(
+        r#"agent d: files inputs
+           given send m1 to d/k · bridge attaches · inputs are january · files synced january+0
+           given ready · inputs are january · agent answers m1 "done"
+           send m2 to d/k with a.csv with b.csv key k1
+           inputs are january
+           files synced january+2
+           send m3 to d/k with a.csv with b.csv key k1
+           agent answers m2 "done""#,
+        expect![[r#"
+            0s          send m2 to d/k with a.csv with b.csv key k1
+                journal: awake: tom put a.csv
+                journal: awake: tom put b.csv
+                answer: accepted m2, next
+                command: list inputs of d/k#1, look 3
+            0s          inputs are january
+                command: sync d/k#1 to january+2
+            0s          files synced january+2
+                journal: awake: its files were in place after 0 ms
+                journal: awake: m2 was handed to the agent, attempt 1
+                m2 hears: delivered, attempt 1
+                command: deliver m2.1 to d/k#1
+            0s          send m3 to d/k with a.csv with b.csv key k1
+                answer: was accepted before, as m2
+            0s          agent answers m2 "done"
+                journal: awake: m2 was answered in 0 ms (4 bytes)
+                m2 hears: the answer of 1, "done"
+                command: acknowledge m2.1 to d/k#1
+            d/k awake, generation 1
+              m1 answered "done"
+              m2 answered "done"
+        "#]],
+    );
+}
+
+#[test]
 fn an_upload_is_there_for_the_next_turn_and_one_that_comes_meanwhile_is_waited_for() {
     check(
         r#"agent c: files kept

@@ -5,8 +5,8 @@
 
 use dormouse_core::cause::Cause;
 use dormouse_core::event::{
-    AgentState, CheckpointOffer, Event, FilesProblem, FilesProgress, SessionRequest, Submission,
-    TurnOutcome, UploadSubmission,
+    AgentState, Attachment, CheckpointOffer, Event, FilesProblem, FilesProgress, SessionRequest,
+    Submission, TurnOutcome, UploadSubmission,
 };
 use dormouse_core::evidence::{AskedBy, End, Evidence, OomVictim};
 use dormouse_core::id::{BootId, InstanceId, SessionId, Subject, TurnId};
@@ -185,6 +185,7 @@ fn submission(world: &World, message: &str, session: &str, rest: &[&str]) -> Sub
         subject: "tom".parse().unwrap(),
         is_operator: false,
         text: "hello".to_owned(),
+        attachments: Vec::new(),
         idempotency: None,
         prior: None,
     };
@@ -193,6 +194,10 @@ fn submission(world: &World, message: &str, session: &str, rest: &[&str]) -> Sub
         match option {
             ["by", subject] => new.subject = subject.parse().unwrap(),
             ["as", "operator"] => new.is_operator = true,
+            ["with", path] => {
+                let (path, file) = (path.parse().unwrap(), FileKind::Folder);
+                new.attachments.push(Attachment { path, file });
+            }
             ["saying", text] => new.text = (*text).to_owned(),
             ["key", known] => key = Some((*known).to_owned()),
             _other => panic!("a message is not sent with {option:?}"),

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use dormouse_core::id::{AgentName, InstanceId, MessageId, SessionId, TurnId};
-use dormouse_core::policy::AgentPolicy;
+use dormouse_core::policy::FilesPolicy;
 use dormouse_core::record::{CheckpointRecord, FilesRecord};
 
 use super::Checker;
@@ -23,8 +23,8 @@ pub(super) struct FilesBooks {
     accepted_at: BTreeMap<MessageId, u64>,
     /// As of the newest row.
     records: BTreeMap<SessionId, FilesRecord>,
-    /// As of the lease of a turn.
-    at_lease: BTreeMap<TurnId, FilesRecord>,
+    /// As of the lease of a turn, with what was declared then.
+    at_lease: BTreeMap<TurnId, (FilesRecord, FilesPolicy)>,
     /// The work in what would be restored.
     kept_work: BTreeMap<SessionId, u64>,
 }
@@ -42,9 +42,15 @@ impl FilesBooks {
         self.records.entry(session.clone()).or_default().uploads = number;
     }
 
-    pub(super) fn leased(&mut self, session: &SessionId, turn: TurnId) {
+    /// What is left of an agent that is not configured any more has nothing declared.
+    pub(super) fn leased(
+        &mut self,
+        session: &SessionId,
+        turn: TurnId,
+        policy: Option<FilesPolicy>,
+    ) {
         let record = self.records.get(session).copied().unwrap_or_default();
-        self.at_lease.insert(turn, record);
+        self.at_lease.insert(turn, (record, policy.unwrap_or_default()));
     }
 
     pub(super) fn turn_ended(&mut self, session: &SessionId, at: u64) {
@@ -63,13 +69,11 @@ impl Checker {
         &self,
         turn: TurnId,
         instance: &InstanceId,
-        policy: &AgentPolicy,
         workspace: Option<Workspace>,
     ) -> Checked {
         let session = &instance.session;
         let books = &self.files;
-        let record = books.at_lease.get(&turn).copied().unwrap_or_default();
-        let files = policy.files;
+        let (record, files) = books.at_lease.get(&turn).copied().unwrap_or_default();
         if !files.has_inputs && !files.is_kept && record == FilesRecord::default() {
             return Ok(());
         }

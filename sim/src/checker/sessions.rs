@@ -234,7 +234,8 @@ impl Checker {
             }
             Write::LeaseDelivery { turn, .. } => {
                 if let Some(session) = self.session_of(turn.message) {
-                    self.files.leased(&session, *turn);
+                    let declared = agents.get(session.agent()).map(|policy| policy.files);
+                    self.files.leased(&session, *turn, declared);
                 }
                 let Some(watch) = self.watch_of(turn.message) else { return Ok(()) };
                 watch.turn = Some(*turn);
