@@ -208,6 +208,32 @@ fn workspace_file(daemon: &Daemon, name: &str) -> std::path::PathBuf {
     found.remove(0)
 }
 
+/// The example of examples/python/README.md.
+#[test]
+fn a_table_goes_in_an_analysis_runs_and_its_file_comes_out_and_stays() {
+    let daemon = daemon();
+    let sales = "region,amount\nsouth,20\nnorth,300\nnorth,10.5\n";
+    fs::write(daemon.path("sales.csv"), sales).unwrap();
+    daemon.cli(&["files", "put", "py/a", &daemon.path("sales.csv")]).ok();
+    let readme = fs::read_to_string(EXECUTOR.replace("executor.py", "README.md")).unwrap();
+    let (_, example) = readme.split_once("<<'END'\n").unwrap();
+    let (code, after) = example.split_once("END\n").unwrap();
+    let printed = daemon.cli_with_input(&["send", "py/a", "-"], code).ok();
+    assert_eq!(Some(printed.as_str()), after.split_inclusive('\n').next());
+    let by_region = b"region,amount\r\nnorth,310.5\r\nsouth,20.0\r\n";
+    assert_eq!(get(&daemon, "py/a", "by_region.csv"), by_region);
+
+    assert_eq!(daemon.client().ask("py/a", "len(total)"), "2\n", "variables stay");
+    let (_, _, agent) = daemon.instance_of("py/a");
+    agent.kill();
+    let code = "print('total' in globals(), open('by_region.csv').readline())";
+    until("the agent to be another one", || {
+        let reply = daemon.client().ask("py/a", code);
+        (daemon.client().generation("py/a") > 1).then_some(reply)
+    });
+    assert_eq!(daemon.client().ask("py/a", code), "False region,amount\n\n", "files stay");
+}
+
 #[test]
 fn the_same_idempotency_key_runs_once_and_gives_the_stored_result() {
     let mut daemon = daemon();
