@@ -76,9 +76,6 @@ fn for_programs_the_error_is_json_and_colours_never_come_into_a_pipe() {
 
 #[test]
 fn what_this_version_cannot_do_is_said_and_has_its_code() {
-    let file = run(dormouse(&["send", "python", "look at this", "--file", "/etc/hostname"]));
-    assert_eq!(file.0, 8);
-    assert!(file.2.contains("files cannot be sent"), "{}", file.2);
     let https = run(dormouse(&["--url", "https://127.0.0.1:1", "ps"]));
     assert_eq!(https.0, 8);
     assert!(https.2.contains("https:// is not supported"), "{}", https.2);

@@ -3,11 +3,16 @@
 //! Owner: the handlers. Invariants: depth and size are bounded before anything is built (FAULTS,
 //! "Bad input"); an error names the field. Absent: sizes of whole bodies, which the router bounds.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use dormouse_core::limits;
+use dormouse_core::manifest::FilePath;
 use serde::Deserialize;
 
-use crate::api::shape::SubmitBody;
+use crate::api::shape::{AttachmentBody, SubmitBody};
 
+/// More files than this are put one by one.
+pub(crate) const ATTACHMENTS_MAX: usize = 16;
 const JSON_DEPTH_MAX: usize = 64;
 const JSON_NODES_MAX: usize = 10_000;
 
@@ -25,18 +30,58 @@ pub(crate) enum BodyError {
     TooLong { field: &'static str, max: usize },
     #[error("`{field}` is not supported: {why}")]
     Unsupported { field: String, why: &'static str },
+    #[error("`{field}` {why}")]
+    Attachment { field: String, why: String },
+}
+
+/// A message as it was handed in.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Submit {
+    pub(crate) text: String,
+    pub(crate) attachments: Vec<Attached>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Attached {
+    pub(crate) path: FilePath,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) is_executable: bool,
 }
 
 /// `POST …/messages`
-pub(crate) fn parse_submit(bytes: &[u8]) -> Result<SubmitBody, BodyError> {
+pub(crate) fn parse_submit(bytes: &[u8]) -> Result<Submit, BodyError> {
     check_bounds(bytes)?;
-    let body: SubmitBody = serde_json::from_slice(bytes).map_err(shape)?;
-    check_text("text", &body.text)?;
-    if !body.attachments.is_empty() {
-        let why = "this version carries text only";
-        return Err(BodyError::Unsupported { field: "attachments".to_owned(), why });
+    let SubmitBody { text, attachments } = serde_json::from_slice(bytes).map_err(shape)?;
+    check_text("text", &text)?;
+    if attachments.len() > ATTACHMENTS_MAX {
+        let why = format!("are more than {ATTACHMENTS_MAX}; put the files first");
+        return Err(BodyError::Attachment { field: "attachments".to_owned(), why });
     }
-    Ok(body)
+    let attachments = attachments.into_iter().enumerate().map(|(at, body)| attached(at, body));
+    Ok(Submit { text, attachments: attachments.collect::<Result<_, _>>()? })
+}
+
+fn attached(at: usize, body: AttachmentBody) -> Result<Attached, BodyError> {
+    let wrong = |field: &str, why: String| {
+        let field = format!("attachments[{at}]{field}");
+        Err(BodyError::Attachment { field, why })
+    };
+    let AttachmentBody { path, text, base64, executable: is_executable } = body;
+    let path = match FilePath::new(&path) {
+        Ok(path) => path,
+        Err(error) => return wrong(".path", format!("is no path of a workspace: {error}")),
+    };
+    let bytes = match (text, base64) {
+        (Some(text), None) => text.into_bytes(),
+        (None, Some(base64)) => match STANDARD.decode(base64) {
+            Ok(bytes) => bytes,
+            Err(error) => return wrong(".base64", format!("is no base64: {error}")),
+        },
+        (None, None) | (Some(_), Some(_)) => {
+            return wrong("", "has to have one of `text` and `base64`".to_owned());
+        }
+    };
+    Ok(Attached { path, bytes, is_executable })
 }
 
 /// What of `POST /v1/chat/completions` is used.
@@ -229,7 +274,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    fn submit(text: &str) -> Result<SubmitBody, BodyError> {
+    fn submit(text: &str) -> Result<Submit, BodyError> {
         parse_submit(text.as_bytes())
     }
 
@@ -249,12 +294,30 @@ mod tests {
     }
 
     #[test]
+    fn attachments_are_texts_or_bytes() {
+        let body = r#"{"text": "x", "attachments": [{"path": "d/a", "text": "b\n"},
+            {"path": "c", "base64": "AP8K", "executable": true}]}"#;
+        let attachments = submit(body).unwrap().attachments;
+        let path = |text: &str| FilePath::new(text).unwrap();
+        let text = Attached { path: path("d/a"), bytes: b"b\n".to_vec(), is_executable: false };
+        let bytes = Attached { path: path("c"), bytes: vec![0, 255, 10], is_executable: true };
+        assert_eq!(attachments, [text, bytes]);
+    }
+
+    #[test]
     fn wrong_bodies_name_what_is_wrong() {
         let words = |text: &str| submit(text).unwrap_err().to_string();
         assert!(words(r#"{"txt": "hi"}"#).contains("unknown field `txt`"));
         assert!(words(r#"{"text": 5}"#).contains("expected a string"));
         assert!(words(r#"{"text": "  "}"#).contains("`text` is empty"));
-        assert!(words(r#"{"text": "x", "attachments": [1]}"#).contains("attachments"));
+        let attached = |text: &str| words(&format!(r#"{{"text": "x", "attachments": [{text}]}}"#));
+        assert!(attached("1").contains("invalid type: integer"), "{}", attached("1"));
+        let both = attached(r#"{"path": "a", "text": "b", "base64": "Yg=="}"#);
+        assert_eq!(both, "`attachments[0]` has to have one of `text` and `base64`");
+        assert!(attached(r#"{"path": "../a", "text": ""}"#).contains("`attachments[0].path`"));
+        assert!(attached(r#"{"path": "a", "base64": "?"}"#).contains("`attachments[0].base64`"));
+        let many = vec![r#"{"path": "a", "text": ""}"#; ATTACHMENTS_MAX + 1].join(",");
+        assert!(attached(&many).contains("more than 16"));
         assert!(words("").contains("no JSON"));
         assert!(words("{\"text\": \"\u{0}\"}").contains("control character"));
     }

@@ -7,6 +7,8 @@
 use axum::Json;
 use serde_json::{Map, Value, json};
 
+use crate::api::body::ATTACHMENTS_MAX;
+
 /// One method of one path.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Operation {
@@ -345,7 +347,24 @@ fn schemas() -> Value {
             "additionalProperties": false,
             "properties": {
                 "text": { "type": "string", "minLength": 1, "maxLength": 1_048_576 },
-                "attachments": { "type": "array", "maxItems": 0 },
+                "attachments": {
+                    "type": "array",
+                    "maxItems": ATTACHMENTS_MAX,
+                    "items": { "$ref": "#/components/schemas/AttachmentBody" },
+                },
+            },
+        },
+        "AttachmentBody": {
+            "type": "object",
+            "required": ["path"],
+            "additionalProperties": false,
+            "description": "A small file of the session's workspace, there at the message's turn. \
+                            It has one of `text` and `base64`; larger files are put first.",
+            "properties": {
+                "path": { "type": "string" },
+                "text": text,
+                "base64": { "type": "string", "contentEncoding": "base64" },
+                "executable": { "type": "boolean" },
             },
         },
         "RestoreBody": {

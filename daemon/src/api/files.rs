@@ -15,10 +15,12 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use dormouse_core::command::Answer;
-use dormouse_core::event::UploadSubmission;
+use dormouse_core::event::{Attachment, UploadSubmission};
 use dormouse_core::id::SessionId;
 use dormouse_core::limits;
-use dormouse_core::manifest::{ContentId, FileEntry, FileKind, FilePath, Manifest, Sha256Hash};
+use dormouse_core::manifest::{
+    ContentId, FileEntry, FileKind, FilePath, Manifest, ManifestError, Sha256Hash,
+};
 use dormouse_core::record::CheckpointRecord;
 use dormouse_edge::files::blobs::BlobError;
 use dormouse_store::FilesView;
@@ -26,6 +28,7 @@ use futures_util::TryStreamExt as _;
 use serde::Deserialize;
 
 use crate::api::Api;
+use crate::api::body::Attached;
 use crate::api::caller::Known;
 use crate::api::messages::{json_body, session_of};
 use crate::api::problem::Problem;
@@ -128,18 +131,58 @@ pub(crate) async fn put(
     Ok(Json(Uploaded { path: path.to_string(), bytes, sha256: Some(hash.to_string()), number }))
 }
 
+/// Keeps the bytes of what comes with a message; they are in the workspace once it is accepted.
+pub(crate) async fn attach(
+    api: &Api,
+    caller: &Caller,
+    session: &SessionId,
+    attached: Vec<Attached>,
+) -> Result<Vec<Attachment>, Problem> {
+    if attached.is_empty() {
+        return Ok(Vec::new());
+    }
+    if !api.config.agents.contains_key(session.agent()) {
+        return Err(Problem::refused(&dormouse_core::command::Refusal::UnknownAgent));
+    }
+    let mut tree = match &view_of(api, caller, session).await? {
+        Some(view) => api.files.tree(view).await?.entries(),
+        None => Vec::new(),
+    };
+    let mut attachments: Vec<Attachment> = Vec::new();
+    let mut batch = api.files.blobs().begin_batch().await.map_err(|e| blob_problem(&e))?;
+    for Attached { path, bytes, is_executable } in attached {
+        if attachments.iter().any(|other| other.path == path) {
+            let words = format!("`{path}` is attached twice");
+            return Err(Problem::bad_request(words, "give each file a name of its own"));
+        }
+        let (hash, length) = (Sha256Hash::of(&bytes), bytes.len() as u64);
+        let content = ContentId::Sha256(hash);
+        let file = FileKind::File { bytes: length, content, is_executable };
+        let bytes = futures_util::stream::once(async { Ok(Bytes::from(bytes)) });
+        batch.put(hash, length, bytes).await.map_err(|error| blob_problem(&error))?;
+        tree.retain(|entry| entry.path != path);
+        tree.push(FileEntry { path: path.clone(), kind: file.clone() });
+        attachments.push(Attachment { path, file });
+    }
+    Manifest::new(tree).map_err(|error| does_not_fit(&error))?;
+    batch.commit().await.map_err(|error| blob_problem(&error))?;
+    Ok(attachments)
+}
+
+fn does_not_fit(error: &ManifestError) -> Problem {
+    Problem::new(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "does_not_fit",
+        error.to_string(),
+        "choose another name, or delete what is in the way",
+    )
+}
+
 /// Whether the workspace can hold the file beside what it has.
 fn check_fits(tree: &Tree, path: &FilePath, kind: FileKind) -> Result<(), Problem> {
     let others = tree.entries().into_iter().filter(|entry| entry.path != *path);
     let entries: Vec<FileEntry> = others.chain([FileEntry { path: path.clone(), kind }]).collect();
-    Manifest::new(entries).map(drop).map_err(|error| {
-        Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "does_not_fit",
-            error.to_string(),
-            "choose another name, or delete what is in the way",
-        )
-    })
+    Manifest::new(entries).map(drop).map_err(|error| does_not_fit(&error))
 }
 
 fn blob_problem(error: &BlobError) -> Problem {
@@ -307,11 +350,6 @@ pub(crate) async fn restore(
     let RestoreBody { checkpoint } = serde_json::from_slice(&body).map_err(|error| {
         Problem::bad_request(error.to_string(), "send for example {\"checkpoint\": 3}")
     })?;
-    let id = session.clone();
-    let kept = api.readers.read(move |reader| reader.checkpoints(&id)).await?;
-    if !kept.iter().any(|record| record.number == checkpoint) {
-        return Err(Problem::not_found("checkpoint"));
-    }
     let by = caller.subject;
     let ask = |ask| Request::Restore { session, checkpoint, by, ask };
     requested(api.gateway.ask(false, ask).await?).map(Json)

@@ -12,7 +12,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use dormouse_core::command::Answer;
-use dormouse_core::event::Submission;
+use dormouse_core::event::{Attachment, Submission};
 use dormouse_core::id::{AgentName, MessageId, SessionId};
 use dormouse_core::limits;
 use dormouse_core::record::{Idempotency, MessageState};
@@ -20,10 +20,11 @@ use dormouse_store::MessageView;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::api::body::Submit;
 use crate::api::caller::Known;
 use crate::api::problem::Problem;
 use crate::api::shape::{Message, Submitted};
-use crate::api::{Api, body, stream};
+use crate::api::{Api, body, files, stream};
 use crate::config::units::parse_span;
 use crate::engine::request::{Request, Verdict};
 use crate::hub::{Place, Update, Watcher};
@@ -42,10 +43,10 @@ pub(crate) async fn submit(
 ) -> Result<Response, Problem> {
     let session = session_of(&agent, &key)?;
     let body = json_body(&headers, body)?;
-    let text = body::parse_submit(&body).map_err(body_problem)?.text;
+    let submit = body::parse_submit(&body).map_err(body_problem)?;
     let idempotency_key = idempotency_key_of(&headers)?;
     let wants_stream = accepts_stream(&headers);
-    let accepted = accept(&api, &caller, session, text, idempotency_key, wants_stream).await?;
+    let accepted = accept(&api, &caller, session, submit, idempotency_key, wants_stream).await?;
     if wants_stream {
         let Accepted { submitted, watcher } = accepted;
         let place = stream::place_of(&headers)?;
@@ -71,7 +72,7 @@ pub(crate) async fn accept(
     api: &Api,
     caller: &Caller,
     session: SessionId,
-    text: String,
+    submit: Submit,
     idempotency_key: Option<String>,
     watch: bool,
 ) -> Result<Accepted, Problem> {
@@ -79,9 +80,16 @@ pub(crate) async fn accept(
         api.metrics.refused_at_gate("too_fast");
         Problem::too_fast(after)
     })?;
+    let Submit { text, attachments } = submit;
+    let attachments = files::attach(api, caller, &session, attachments).await?;
     let idempotency = idempotency_key.map(|key| {
-        let digest = random::hex(&Sha256::digest(format!("{session}\n{text}").as_bytes()));
-        Idempotency { key, digest }
+        let mut digest = Sha256::new();
+        digest.update(format!("{session}\n{text}"));
+        for Attachment { path, file } in &attachments {
+            let file = serde_json::to_string(file).expect("a file's kind is always JSON");
+            digest.update(format!("\0{path}\n{file}"));
+        }
+        Idempotency { key, digest: random::hex(&digest.finalize()) }
     });
     let submission = Submission {
         // The engine mints the real one, in the order of acceptance.
@@ -90,6 +98,7 @@ pub(crate) async fn accept(
         subject: caller.subject.clone(),
         is_operator: caller.is_operator,
         text,
+        attachments,
         idempotency,
         prior: None,
     };
@@ -284,9 +293,11 @@ pub(crate) fn body_problem(error: body::BodyError) -> Problem {
             error.to_string(),
             "leave it out",
         ),
-        BodyError::TooDeep | BodyError::TooMany | BodyError::Shape(_) | BodyError::Empty(_) => {
-            Problem::bad_request(error.to_string(), hint)
-        }
+        BodyError::TooDeep
+        | BodyError::TooMany
+        | BodyError::Shape(_)
+        | BodyError::Empty(_)
+        | BodyError::Attachment { .. } => Problem::bad_request(error.to_string(), hint),
     }
 }
 

@@ -21,7 +21,7 @@ use dormouse_core::record::MessageState;
 use futures_util::stream::unfold;
 use serde_json::{Value, json};
 
-use crate::api::body::{BodyError, Chat, parse_chat};
+use crate::api::body::{BodyError, Chat, Submit, parse_chat};
 use crate::api::caller::Known;
 use crate::api::messages::{
     accept, body_problem, idempotency_key_of, json_body, session_of, view_of,
@@ -92,8 +92,8 @@ pub(crate) async fn chat(
     };
     let session = session_of(&chat.model, &key)?;
     let idempotency_key = idempotency_key_of(&headers)?;
-    let text = chat.text.clone();
-    let accepted = accept(&api, &caller, session, text, idempotency_key, true).await?;
+    let submit = Submit { text: chat.text.clone(), attachments: Vec::new() };
+    let accepted = accept(&api, &caller, session, submit, idempotency_key, true).await?;
     let id = accepted.submitted.message_id;
     let watcher = accepted.watcher.unwrap_or_else(|| api.hub.watch(id, Place::default()));
     let mut response = match chat.stream {
@@ -115,7 +115,8 @@ fn chat_problem(error: BodyError) -> Problem {
         | BodyError::TooMany
         | BodyError::Shape(_)
         | BodyError::TooLong { .. }
-        | BodyError::Unsupported { .. } => body_problem(error),
+        | BodyError::Unsupported { .. }
+        | BodyError::Attachment { .. } => body_problem(error),
     }
 }
 

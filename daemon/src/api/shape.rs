@@ -19,7 +19,20 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct SubmitBody {
     pub(crate) text: String,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) attachments: Vec<serde_json::Value>,
+    pub(crate) attachments: Vec<AttachmentBody>,
+}
+
+/// A small file that comes with a message; larger ones are put first. One of `text` and `base64`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AttachmentBody {
+    pub(crate) path: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) text: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) base64: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) executable: bool,
 }
 
 /// 202: the message is on disk.

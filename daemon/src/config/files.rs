@@ -236,7 +236,7 @@ pub(super) fn kept_of(
     let standard = match (driver, adapter) {
         (DriverKind::Fake, _) => Checkpoint::Off,
         (DriverKind::Process, AdapterSetting::Exec {} | AdapterSetting::Jsonl { .. }) => {
-            Checkpoint::Off
+            Checkpoint::Turn
         }
         (DriverKind::Process, AdapterSetting::Openai { .. }) => Checkpoint::Off,
     };
@@ -320,7 +320,8 @@ mod tests {
             let table: AgentFilesTable = toml::from_str(toml).unwrap();
             kept_of(table, &[], DriverKind::Process, &adapter)
         };
-        let (policy, checkpoint) = kept("checkpoint = \"turn\"", AdapterSetting::Exec {}).unwrap();
+        assert!(!kept("checkpoint = \"off\"", AdapterSetting::Exec {}).unwrap().0.is_kept);
+        let (policy, checkpoint) = kept("", AdapterSetting::Exec {}).unwrap();
         assert!(policy.is_kept && checkpoint.after_turn && policy.keep == 10);
         assert!(checkpoint.exclude.iter().any(|pattern| pattern == "node_modules"));
         let (url, ready, model, headers) = (String::new(), None, None, Default::default());

@@ -4,5 +4,6 @@
 //! test waits for a real deadline. Absent: folders of this machine, which have tests beside them.
 
 mod blobs;
+mod client;
 mod inputs;
 mod server;

@@ -4,17 +4,15 @@
 //!  client ─▶ HTTP on loopback ─▶ faults ─▶ s3s (signatures, the protocol) ─▶ versions ─▶ a folder
 //! ```
 //!
-//! Owner: the tests beside it. Invariants: signatures are checked; a fault is met by the requests
-//! that it names, as often as it says; every request is on record. Absent: TLS.
+//! Owner: the tests beside it, and the daemon's. Invariants: signatures are checked; a fault is met
+//! by the requests that it names, as often as it says; every request is on record. Absent: TLS.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_edge::files::objects::{Bucket, ObjectCredentials, ObjectServer, Patience};
 use futures_util::stream;
 use http::{Method, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
@@ -87,16 +85,6 @@ impl Drop for Server {
     }
 }
 
-pub(crate) fn patience() -> Patience {
-    Patience {
-        tries: 5,
-        deadline: Duration::from_secs(10),
-        first_pause: Duration::from_millis(1),
-        longest_pause: Duration::from_millis(20),
-        silence: Duration::from_secs(20),
-    }
-}
-
 impl Server {
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -112,25 +100,6 @@ impl Server {
         let script = Arc::new(Mutex::new(Script::default()));
         let accepting = tokio::spawn(accept(listener, service, Arc::clone(&script)));
         Self { folder, address, script, manners, accepting }
-    }
-
-    pub(crate) fn config(&self) -> ObjectServer {
-        ObjectServer {
-            endpoint: Some(format!("http://{}", self.address)),
-            region: "us-east-1".to_owned(),
-            credentials: Some(ObjectCredentials {
-                access_key_id: KEY_ID.to_owned(),
-                secret_access_key: SECRET.to_owned(),
-                session_token: None,
-            }),
-            allow_http: false,
-            certificates_pem: None,
-            patience: patience(),
-        }
-    }
-
-    pub(crate) fn bucket(&self) -> Bucket {
-        self.config().bucket(BUCKET).unwrap()
     }
 
     pub(crate) fn file(&self, key: &str) -> PathBuf {
