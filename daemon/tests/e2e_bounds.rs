@@ -150,8 +150,9 @@ fn a_sessions_key_has_1_to_128_plain_characters() {
         (daemon.count(query) == 7).then_some(())
     });
     let names = std::fs::read_dir(daemon.data().join("workspaces")).unwrap();
+    let folders = names.map(Result::unwrap).filter(|entry| entry.path().is_dir());
     let names: Vec<String> =
-        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
     assert_eq!(names.len(), 7);
     assert!(names.iter().all(|name| name.starts_with("scripted-")), "{names:?}");
 }
@@ -248,19 +249,20 @@ fn json_is_at_most_64_deep_and_has_at_most_10_000_values() {
         let (open, close) = ("[".repeat(depth - 1), "]".repeat(depth - 1));
         format!("{{\"text\": \"x\", \"attachments\": {open}{close}}}").into_bytes()
     };
-    for (depth, status) in [(63, 422), (64, 422), (65, 400)] {
-        let answer = submit_bytes(&client, "scripted/a", nested(depth));
-        assert_eq!(answer.status, status, "{depth}: {}", answer.text());
+    // Within the bound it is another thing that is wrong with it.
+    for (depth, is_too_deep) in [(63, false), (64, false), (65, true)] {
+        let refused = submit_bytes(&client, "scripted/a", nested(depth));
+        assert_eq!(refused.error(400), "bad_request");
+        let is_said = refused.text().contains("nested deeper than 64");
+        assert_eq!(is_said, is_too_deep, "{depth}: {}", refused.text());
     }
-    let refused = submit_bytes(&client, "scripted/a", nested(65));
-    let words = refused.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert!(words.contains("nested deeper than 64"), "{words}");
     let many = |number: usize| {
         let list = vec!["1"; number].join(",");
         format!("{{\"text\": \"x\", \"attachments\": [{list}]}}").into_bytes()
     };
     // Besides the list's items there are the body, its text and the list itself.
-    assert_eq!(submit_bytes(&client, "scripted/a", many(9_997)).status, 422);
+    let refused = submit_bytes(&client, "scripted/a", many(9_997));
+    assert!(refused.text().contains("attachments"), "{}", refused.text());
     let refused = submit_bytes(&client, "scripted/a", many(9_998));
     assert_eq!(refused.error(400), "bad_request");
     assert!(refused.text().contains("more than 10000 values"), "{}", refused.text());

@@ -526,7 +526,8 @@ fn hostile_names_and_trees_stay_inside_and_are_named() {
 #[test]
 fn what_is_attached_to_a_message_is_there_at_its_turn_and_once() {
     let stage = Stage::new(Place::Folder, "");
-    let read = "print(open('d/a.csv').read(), open('b', 'rb').read())\n_ = open('b', 'w').write('own')";
+    let read =
+        "print(open('d/a.csv').read(), open('b', 'rb').read())\n_ = open('b', 'w').write('own')";
     let attached = json!([{"path": "d/a.csv", "text": "1,2"}, {"path": "b", "base64": "AP8="}]);
     let submit = |attachments: &serde_json::Value| {
         let body = json!({"text": read, "attachments": attachments});

@@ -313,7 +313,7 @@ fn every_refusal_has_its_status_a_code_and_a_hint() {
         (404, "no_such_path", "GET", "/v2/sessions", b""),
         (405, "wrong_method", "PUT", messages, b"{\"text\": \"x\"}"),
         (405, "wrong_method", "DELETE", "/v1/sessions", b""),
-        (422, "unsupported", "POST", messages, b"{\"text\": \"x\", \"attachments\": [1]}"),
+        (400, "bad_request", "POST", messages, b"{\"text\": \"x\", \"attachments\": [1]}"),
     ];
     for (status, code, method, path, body) in expected {
         let answered = refusal(method, path, body);
