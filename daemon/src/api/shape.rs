@@ -24,7 +24,7 @@ pub(crate) struct SubmitBody {
 
 /// A small file that comes with a message; larger ones are put first. One of `text` and `base64`.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an item of attachments, with path and text or base64")]
 pub(crate) struct AttachmentBody {
     pub(crate) path: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
