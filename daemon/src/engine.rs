@@ -225,6 +225,7 @@ impl Engine {
             pending,
         };
         for event in events {
+            self.hands.hear(&event);
             step.handle(event)?;
         }
         for request in requests {

@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use dormouse_core::event::{Event, FilesProgress};
 use dormouse_core::id::{AgentName, InstanceId, SessionId};
 use dormouse_core::manifest::FilePath;
 use dormouse_edge::files::blobs::{BlobError, BlobStore};
@@ -62,6 +63,8 @@ pub(crate) struct Files {
     config: Arc<Config>,
     /// What each living session's inputs were when they were listed last.
     listed: Mutex<BTreeMap<SessionId, Arc<Listed>>>,
+    /// How far the syncs are that are under way; for whoever looks, not for decisions.
+    syncing: Mutex<BTreeMap<SessionId, FilesProgress>>,
 }
 
 impl Files {
@@ -103,8 +106,8 @@ impl Files {
             inputs.insert(name.clone(), sources);
         }
         let fetcher = Fetcher { blobs, sources: Arc::new(Sources::new()) };
-        let (config, listed) = (Arc::clone(config), Mutex::default());
-        Ok(Self { fetcher, inputs, readers, config, listed })
+        let (config, listed, syncing) = (Arc::clone(config), Mutex::default(), Mutex::default());
+        Ok(Self { fetcher, inputs, readers, config, listed, syncing })
     }
 
     pub(crate) fn blobs(&self) -> &BlobStore {
@@ -114,6 +117,29 @@ impl Files {
     /// The life is over; the next one is listed for anew.
     pub(crate) fn forget(&self, instance: &InstanceId) {
         self.listed().remove(&instance.session);
+    }
+
+    /// What a bridge has said of its sync.
+    pub(crate) fn hear(&self, event: &Event) {
+        match event {
+            Event::FilesProgressed { instance, progress } => {
+                self.syncing().insert(instance.session.clone(), *progress);
+            }
+            Event::FilesSynced { instance, .. }
+            | Event::FilesSyncFailed { instance, .. }
+            | Event::InstanceExited { instance, .. } => {
+                self.syncing().remove(&instance.session);
+            }
+            _says_nothing_of_files => {}
+        }
+    }
+
+    pub(crate) fn progress_of(&self, session: &SessionId) -> Option<FilesProgress> {
+        self.syncing().get(session).copied()
+    }
+
+    fn syncing(&self) -> MutexGuard<'_, BTreeMap<SessionId, FilesProgress>> {
+        self.syncing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn listed(&self) -> MutexGuard<'_, BTreeMap<SessionId, Arc<Listed>>> {

@@ -463,6 +463,11 @@ fn a_daemon_and_a_bridge_that_are_killed_in_a_sync_lose_nothing_of_it() {
             let requests = stage.server().requests();
             requests.iter().any(|request| request.contains(SILENT)).then_some(())
         });
+        let shown = until("the sync to be shown", || {
+            let shown = stage.daemon.cli(&["ps"]).ok();
+            shown.contains("starting, files ").then_some(shown)
+        });
+        assert!(shown.contains(" of "), "{shown}");
         if is_bridge {
             let newest = stage.daemon.instances().into_iter().next_back().expect("an instance");
             newest.bridge.expect("a bridge").kill();

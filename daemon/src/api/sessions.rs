@@ -78,13 +78,14 @@ pub(crate) async fn list(
     let before = asked.before;
     let page =
         api.readers.read(move |reader| reader.sessions(&filter, before.as_deref(), limit)).await?;
-    let items = page.items.into_iter().map(shown).collect();
+    let items = page.items.into_iter().map(|stored| shown(&api, stored)).collect();
     Ok(Json(Page { items, next: page.next }))
 }
 
-pub(crate) fn shown(stored: StoredView) -> SessionView {
+pub(crate) fn shown(api: &Api, stored: StoredView) -> SessionView {
     let record = stored.record;
     SessionView {
+        syncing: api.files.progress_of(&record.id),
         session: record.id,
         subject: record.subject,
         phase: record.phase,
@@ -120,7 +121,7 @@ pub(crate) async fn show(
     Path((agent, key)): AgentAndKey,
 ) -> Result<Json<SessionView>, Problem> {
     let id = session_of(&agent, &key)?;
-    known(&api, &caller, &id).await.map(|stored| Json(shown(stored)))
+    known(&api, &caller, &id).await.map(|stored| Json(shown(&api, stored)))
 }
 
 #[derive(Deserialize)]

@@ -7,6 +7,7 @@
 use dormouse_core::cause::Cause;
 use dormouse_core::diagnosis::loops::LoopStatistics;
 use dormouse_core::diagnosis::{Confidence, Diagnosis};
+use dormouse_core::event::FilesProgress;
 use dormouse_core::evidence::Evidence;
 use dormouse_core::id::{Generation, MessageId, SessionId, Subject, TurnId};
 use dormouse_core::record::{Circumstances, MessageState};
@@ -221,6 +222,9 @@ pub(crate) struct SessionView {
     pub(crate) created_at_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) start_took_ms: Option<u64>,
+    /// How far its files are, while they are brought to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) syncing: Option<FilesProgress>,
 }
 
 /// An item of `…/journal`.

@@ -88,7 +88,7 @@ async fn explain(api: &Api, stored: StoredView, about: About) -> Result<Why, Pro
         }
         Some(_) | None => None,
     };
-    let session = shown(stored);
+    let session = shown(api, stored);
     let (turn_runs, awake_because) = awake_because(api, &session).await?;
     let newest = rows.first().map(|(_, decision)| &decision.because);
     let verdict = match &message {

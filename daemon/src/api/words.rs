@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use dormouse_core::cause::Cause;
+use dormouse_core::event::FilesProgress;
 use dormouse_core::journal::{Because, human_span};
 use dormouse_core::session::phase::Phase;
 
@@ -172,6 +173,9 @@ pub(crate) fn message_verdict(
 
 /// Why a message is not with the agent now.
 fn waits_because(message: &Message, session: &SessionView, newest: Option<&Because>) -> String {
+    if let Some(FilesProgress { done_files, files, .. }) = session.syncing {
+        return format!("files are brought to its workspace, {done_files} of {files} are there");
+    }
     match session.phase {
         Phase::Asleep => match newest {
             Some(held @ (Because::AgentHeldBack | Because::AgentNotConfigured)) => held.to_string(),

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use dormouse_core::event::FilesProgress;
 use dormouse_core::session::phase::Phase;
 use serde_json::Value;
 
@@ -79,9 +80,12 @@ fn render(sessions: &[SessionView], moment: &Moment) -> String {
     let headings = ["SESSION", "PHASE", "START", "WAITING", "FAILURES", "LAST FAILURE", "CREATED"];
     let mut table = Table::new(headings);
     for session in sessions {
-        let phase = match session.next_start_at_ms {
-            Some(at) => format!("{}, starts {}", session.phase, moment.distance(at)),
-            None => session.phase.to_string(),
+        let phase = match (session.next_start_at_ms, session.syncing) {
+            (Some(at), _) => format!("{}, starts {}", session.phase, moment.distance(at)),
+            (None, Some(FilesProgress { done_files, files, .. })) => {
+                format!("{}, files {done_files} of {files}", session.phase)
+            }
+            (None, None) => session.phase.to_string(),
         };
         table.row([
             session.session.to_string(),
@@ -180,18 +184,21 @@ mod tests {
         failing["last_failure"] = json!("app_exit");
         failing["failures"] = json!(2);
         failing["next_start_at_ms"] = json!(NOW + 8_000);
+        let mut syncing = session("openclaw/a", Phase::Awake);
+        syncing["syncing"] =
+            json!({"done_files": 3, "files": 1_500, "done_bytes": 30, "bytes": 15_000});
         let answers = vec![
             page(&[]),
             page(&[failing]),
             page(&[session("python/main", Phase::Starting)]),
-            page(&[session("python/main", Phase::Awake), session("openclaw/a", Phase::Awake)]),
+            page(&[session("python/main", Phase::Awake), syncing]),
             page(&[]),
             page(&[]),
         ];
         let (text, asked) = shown(answers, arguments(false), false).await;
         expect![[r#"
             SESSION      PHASE                   START  WAITING  FAILURES  LAST FAILURE  CREATED
-            openclaw/a   awake                   #3     2        0         -             3 min ago
+            openclaw/a   awake, files 3 of 1500  #3     2        0         -             3 min ago
             python/main  awake                   #3     2        0         -             3 min ago
             python/zoe   backoff, starts in 8 s  #3     2        2         app_exit      3 min ago
         "#]]

@@ -74,6 +74,11 @@ impl Hands {
         self.drivers.registry.disconnect_all();
     }
 
+    /// Before anything is decided: what is only shown.
+    pub(crate) fn hear(&self, event: &Event) {
+        self.files.hear(event);
+    }
+
     /// `texts` has the text of every turn that the batch delivers.
     pub(crate) fn act(&self, command: Command, texts: &mut BTreeMap<TurnId, String>) {
         match command {

@@ -4,6 +4,7 @@
 //! folder outlives it until the test is over; when a `Daemon` is dropped, nothing lives that was
 //! started for its folder, and its control groups are gone.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
@@ -401,10 +402,21 @@ impl Daemon {
         let Ok(secret) = fs::read(self.data.join("deployment.secret")) else { return Vec::new() };
         let digest = Sha256::digest(&secret);
         let name: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        let groups = ["memory", "pids", "unified", ""].map(|controller| {
-            Path::new("/sys/fs/cgroup").join(controller).join(format!("dormouse-{name}"))
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        // A line for each hierarchy: its number, its controllers, where this process is in it.
+        let groups = own.lines().flat_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+            let hierarchies =
+                if controllers.is_empty() { ["", "unified"] } else { [controllers; 2] };
+            let places = [path.trim_start_matches('/'), ""];
+            hierarchies.into_iter().flat_map(move |hierarchy| {
+                places.map(|place| Path::new("/sys/fs/cgroup").join(hierarchy).join(place))
+            })
         });
-        groups.into_iter().filter(|group| group.is_dir()).collect()
+        let groups = groups.map(|group| group.join(format!("dormouse-{name}")));
+        let groups: BTreeSet<PathBuf> = groups.filter(|group| group.is_dir()).collect();
+        groups.into_iter().collect()
     }
 }
 
