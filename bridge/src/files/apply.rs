@@ -109,7 +109,7 @@ async fn plan(server: &Server, version: FilesVersion) -> Result<SyncPlan, SyncPr
 }
 
 fn plan_words(error: &ServerError) -> String {
-    format!("what files there are to be is not known: {error}")
+    format!("what files there are to be is not known: {}", crate::words(error))
 }
 
 // ---- what there is to do ----

@@ -15,6 +15,7 @@ use rustix::fs::{
     readlinkat, renameat, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
 const EXECUTABLE_MODE: Mode = Mode::from_raw_mode(0o755);
@@ -73,7 +74,23 @@ pub(crate) struct Entry {
     pub(crate) kind: Option<Kind>,
 }
 
+/// By what a folder that was made anew under the same name is told from the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    inode: u64,
+    /// 0 where the file system does not know.
+    born_ns: i64,
+}
+
 impl Folder {
+    pub(crate) fn identity(&self) -> Result<Identity, Errno> {
+        let wanted = StatxFlags::INO | StatxFlags::BTIME;
+        let stat = statx(&self.0, c"", AtFlags::EMPTY_PATH, wanted)?;
+        let knows_birth = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
+        let born_ns = if knows_birth { ns_of(stat.stx_btime) } else { 0 };
+        Ok(Identity { inode: stat.stx_ino, born_ns })
+    }
+
     /// The root itself; what leads to it is its owner's business.
     pub(crate) fn root(path: &Path) -> Result<Self, Errno> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -328,18 +345,19 @@ fn kind_of(file_type: FileType) -> Option<Kind> {
     }
 }
 
+fn ns_of(time: rustix::fs::StatxTimestamp) -> i64 {
+    time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec))
+}
+
 impl Seen {
     fn of(stat: &rustix::fs::Statx) -> Self {
         let mode = u32::from(stat.stx_mode);
-        let ns = |time: rustix::fs::StatxTimestamp| {
-            time.tv_sec.saturating_mul(1_000_000_000).saturating_add(i64::from(time.tv_nsec))
-        };
         Self {
             kind: kind_of(FileType::from_raw_mode(mode)).unwrap_or(Kind::Other),
             stamp: Stamp {
                 bytes: stat.stx_size,
-                mtime_ns: ns(stat.stx_mtime),
-                ctime_ns: ns(stat.stx_ctime),
+                mtime_ns: ns_of(stat.stx_mtime),
+                ctime_ns: ns_of(stat.stx_ctime),
                 inode: stat.stx_ino,
             },
             is_executable: mode & 0o100 != 0,

@@ -100,7 +100,7 @@ impl Checkpoint {
             let shown = self.left_out.iter().take(NAMES_SHOWN_MAX);
             for (at, LeftOut { path, why }) in shown.enumerate() {
                 let between = if at == 0 { ": " } else { "; " };
-                words.push_str(&format!("{between}{path} ({why})"));
+                words.push_str(&format!("{between}{} ({why})", shortened(path)));
             }
             words
         });
@@ -355,6 +355,17 @@ impl Tree {
         changed.extend(before.into_keys().filter(|path| self.manifest.get(path).is_none()));
         changed.into_iter().take(CHANGED_SHOWN_MAX).map(ToString::to_string).collect()
     }
+}
+
+/// For the log: a path may have 4 KiB.
+fn shortened(path: &str) -> String {
+    const SHOWN_BYTES: usize = 60;
+    if path.len() <= 2 * SHOWN_BYTES {
+        return path.to_string();
+    }
+    let head = &path[..path.floor_char_boundary(SHOWN_BYTES)];
+    let tail = &path[path.ceil_char_boundary(path.len() - SHOWN_BYTES)..];
+    format!("{head}…{tail}")
 }
 
 fn hash_of(entry: &FileEntry) -> Option<(Sha256Hash, u64)> {

@@ -169,9 +169,9 @@ impl Fetch {
                 Ok(brought) => brought,
                 Err(error) => {
                     let fatal = (!error.may_pass()).then(|| {
-                        SyncProblem::about(error.to_string(), error.is_outdated(), Vec::new())
+                        SyncProblem::about(crate::words(&error), error.is_outdated(), Vec::new())
                     });
-                    Brought { broke_off: Some(error.to_string()), fatal, ..Brought::default() }
+                    Brought { broke_off: Some(crate::words(&error)), fatal, ..Brought::default() }
                 }
             };
             let is_over = brought.fatal.is_some();
@@ -206,7 +206,7 @@ impl Fetch {
                     }
                 }
                 Ok(None) => break None,
-                Err(error) => break Some(error.to_string()),
+                Err(error) => break Some(crate::words(&error)),
             }
         };
         drop(pieces_in);

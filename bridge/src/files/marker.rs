@@ -3,7 +3,8 @@
 //! Owner: `apply` and `checkpoint` change it, one at a time. Invariants: the file appears whole and
 //! on disk; `is_whole` is false on disk before a restore touches anything; a row of the stat cache
 //! is believed only while size, both times and inode are what they were, and only if the bytes were
-//! older than the clock's tick when it was written down. A missing or broken file is no knowledge.
+//! older than the clock's tick when it was written down. A missing or broken file is no knowledge,
+//! nor is one of a folder that was removed and made anew.
 //! Absent: the workspace itself.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use dormouse_core::manifest::{ContentId, FileEntry, FilePath};
 use serde::{Deserialize, Serialize};
 
-use crate::files::beneath::Stamp;
+use crate::files::beneath::{Identity, Stamp};
 
 /// File systems take their times from a clock that may tick this seldom: what was written within
 /// one tick cannot be told from what was written after it.
@@ -110,22 +111,32 @@ pub(crate) fn path_for(workspace: &Path) -> PathBuf {
     name.into()
 }
 
-/// `None`: there is none that can be believed.
-pub(crate) fn read(path: &Path) -> io::Result<Option<Marker>> {
+/// As it lies on disk: of which folder it tells.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept<Of> {
+    root: Identity,
+    marker: Of,
+}
+
+/// `None`: there is none that can be believed, or it is of another folder of that name.
+pub(crate) fn read(path: &Path, root: Identity) -> io::Result<Option<Marker>> {
     match fs::read(path) {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Ok(bytes) => {
+            let kept: Option<Kept<Marker>> = serde_json::from_slice(&bytes).ok();
+            Ok(kept.filter(|kept| kept.root == root).map(|kept| kept.marker))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-pub(crate) fn write(path: &Path, marker: &Marker) -> io::Result<()> {
+pub(crate) fn write(path: &Path, root: Identity, marker: &Marker) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(&serde_json::to_vec(marker)?)?;
+    file.write_all(&serde_json::to_vec(&Kept { root, marker })?)?;
     file.sync_data()?;
     fs::rename(&beside, path)?;
     match path.parent() {
@@ -141,6 +152,7 @@ mod tests {
     use dormouse_core::manifest::{FileKind, Sha256Hash};
 
     use super::*;
+    use crate::files::beneath::Folder;
     use crate::testing::Scratch;
 
     fn path(text: &str) -> FilePath {
@@ -158,19 +170,26 @@ mod tests {
     #[test]
     fn a_marker_reads_back_as_it_was_written_and_is_for_its_owner_alone() {
         let scratch = Scratch::new();
-        let at = path_for(&scratch.path().join("workspace"));
-        assert_eq!(read(&at).unwrap(), None);
+        let workspace = scratch.path().join("workspace");
+        fs::create_dir(&workspace).unwrap();
+        let root = || Folder::root(&workspace).unwrap().identity().unwrap();
+        let first = root();
+        let at = path_for(&workspace);
+        assert_eq!(read(&at, first).unwrap(), None);
         let mut marker = Marker { lineage: 3, uploads: 2, is_whole: true, ..Marker::default() };
         marker.inputs.insert(path("data/a"));
         marker.cache.insert(path("b"), stamp(), content());
         let entries = vec![FileEntry { path: path("b"), kind: FileKind::Folder }];
         marker.last = Some(LastCheckpoint { number: Some(4), uploads: 2, entries });
-        write(&at, &marker).unwrap();
-        assert_eq!(read(&at).unwrap(), Some(marker));
+        write(&at, first, &marker).unwrap();
+        assert_eq!(read(&at, root()).unwrap(), Some(marker.clone()));
+        fs::remove_dir(&workspace).unwrap();
+        fs::create_dir(&workspace).unwrap();
+        assert_eq!(read(&at, root()).unwrap(), None, "it is another folder of that name");
         assert_eq!(fs::metadata(&at).unwrap().mode() & 0o777, 0o600);
         assert_eq!(at.file_name().unwrap(), "workspace.state");
         fs::write(&at, "{\"lineage\": 3").unwrap();
-        assert_eq!(read(&at).unwrap(), None);
+        assert_eq!(read(&at, first).unwrap(), None);
     }
 
     #[test]

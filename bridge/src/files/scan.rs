@@ -32,7 +32,7 @@ pub(crate) enum ScanError {
     TooMany { max: u64 },
     #[error("the workspace's files have more than {max} bytes together")]
     TooLarge { max: u64 },
-    #[error("the workspace cannot be listed: {0}")]
+    #[error("the workspace cannot be listed")]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
     Workspace(#[from] WorkspaceError),

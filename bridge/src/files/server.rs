@@ -35,19 +35,19 @@ const REFUSAL_BYTES_MAX: usize = 16 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServerError {
-    #[error("cannot connect to the daemon's files: {0}")]
+    #[error("cannot connect to the daemon's files")]
     Connect(#[source] io::Error),
-    #[error("the connection to the daemon's files ended: {0}")]
+    #[error("the connection to the daemon's files ended")]
     Exchange(#[source] hyper::Error),
     #[error("nothing was heard of the daemon's files for {SILENCE_MAX:?}")]
     Silent,
     #[error("the daemon refused ({status}): {error}")]
     Refused { status: u16, error: String },
-    #[error("the daemon's answer was not understood: {0}")]
+    #[error("the daemon's answer was not understood")]
     NotUnderstood(#[source] serde_json::Error),
     #[error("the daemon's answer is longer than {ANSWER_BYTES_MAX} bytes")]
     TooLong,
-    #[error("the request cannot be written: {0}")]
+    #[error("the request cannot be written")]
     Request(#[source] hyper::http::Error),
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 use dormouse_core::manifest::FilePath;
 use rustix::io::Errno;
 
-use crate::files::beneath::{Folder, Seen};
+use crate::files::beneath::{Folder, Identity, Seen};
 use crate::files::digest::Digester;
 use crate::files::marker::{self, Marker};
 use dormouse_core::manifest::ContentId;
@@ -24,6 +24,7 @@ const READ_BYTES: usize = 256 << 10;
 pub(crate) struct Workspace {
     path: PathBuf,
     pub(crate) root: Folder,
+    identity: Identity,
     gate: RwLock<()>,
     known: Mutex<Known>,
 }
@@ -37,13 +38,13 @@ pub(crate) struct Known {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WorkspaceError {
-    #[error("the workspace cannot be opened: {0}")]
+    #[error("the workspace cannot be opened")]
     Open(#[source] std::io::Error),
-    #[error("what is known of the workspace cannot be read: {0}")]
+    #[error("what is known of the workspace cannot be read")]
     ReadMarker(#[source] std::io::Error),
-    #[error("what is known of the workspace cannot be written: {0}")]
+    #[error("what is known of the workspace cannot be written")]
     WriteMarker(#[source] std::io::Error),
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     At { path: String, source: std::io::Error },
 }
 
@@ -63,9 +64,11 @@ impl WorkspaceError {
 
 impl Workspace {
     pub(crate) fn open(path: &Path) -> Result<Self, WorkspaceError> {
-        let root = Folder::root(path).map_err(|errno| WorkspaceError::Open(errno.into()))?;
+        let opened = |errno: Errno| WorkspaceError::Open(errno.into());
+        let root = Folder::root(path).map_err(opened)?;
+        let identity = root.identity().map_err(opened)?;
         let (gate, known) = (RwLock::default(), Mutex::default());
-        Ok(Self { path: path.to_path_buf(), root, gate, known })
+        Ok(Self { path: path.to_path_buf(), root, identity, gate, known })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -86,7 +89,8 @@ impl Workspace {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if !known.is_read {
             let path = marker::path_for(&self.path);
-            known.marker = marker::read(&path).map_err(WorkspaceError::ReadMarker)?;
+            known.marker =
+                marker::read(&path, self.identity).map_err(WorkspaceError::ReadMarker)?;
             known.is_read = true;
         }
         Ok(known)
@@ -96,7 +100,7 @@ impl Workspace {
     pub(crate) fn save(&self, known: &Known) -> Result<(), WorkspaceError> {
         let Some(marker) = &known.marker else { return Ok(()) };
         let path = marker::path_for(&self.path);
-        marker::write(&path, marker).map_err(WorkspaceError::WriteMarker)
+        marker::write(&path, self.identity, marker).map_err(WorkspaceError::WriteMarker)
     }
 }
 

@@ -258,4 +258,12 @@ async fn what_was_kept_is_what_a_lost_workspace_becomes() {
     // Its number is told again, and nothing travels for that.
     assert_eq!(line.run(&stage, 2, "true").await, report(2, &[]));
     assert_eq!(depot.asked(), ["checkpoint"]);
+    // The folder alone was removed, as its agent can do: what is known of it is of another one.
+    stage.signal_bridge("KILL");
+    stage.bridge_exit().await;
+    fs::remove_dir_all(stage.workspace()).unwrap();
+    fs::create_dir(stage.workspace()).unwrap();
+    stage.begin_anew();
+    let _line = awake(&stage, &depot, on()).await;
+    assert_eq!(stage.tree(), before);
 }
