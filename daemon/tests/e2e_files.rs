@@ -481,6 +481,20 @@ fn a_daemon_and_a_bridge_that_are_killed_in_a_sync_lose_nothing_of_it() {
 }
 
 #[test]
+fn a_store_of_files_that_refuses_is_told_as_that_and_fails_no_turn() {
+    let stage = Stage::new(Place::Bucket, "");
+    let refused = Fault::Status(403, "AccessDenied");
+    stage.server().fault(Method::PUT, "kept/", u32::MAX, refused);
+    let put = stage.daemon.call("PUT", "/v1/sessions/job/one/files/a").bytes(b"x".to_vec()).send();
+    assert_eq!(put.error(503), "files_unavailable");
+    assert!(stage.daemon.log().contains("refuses access (AccessDenied)"), "{}", stage.daemon.log());
+    assert_eq!(stage.run("_ = open('a', 'w').write('x')\nprint('done')"), "done");
+    assert_eq!(stage.checkpoints(), Vec::<u64>::new());
+    let log = stage.daemon.cli(&["logs", "job/one"]).ok();
+    assert!(log.contains("no checkpoint"), "{log}");
+}
+
+#[test]
 fn hostile_names_and_trees_stay_inside_and_are_named() {
     let stage = Stage::new(Place::Folder, "");
     let client = stage.daemon.client();

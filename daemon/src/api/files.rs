@@ -198,9 +198,12 @@ fn blob_problem(error: &BlobError) -> Problem {
             "nothing of it was kept; send it again",
         ),
         BlobError::NoRoom { .. } => Problem::store_full(),
-        _other => {
+        other => {
             tracing::error!(error = %report::chain(error), "a file could not be kept or read");
-            Problem::internal()
+            match other.is_places_fault() {
+                true => Problem::files_unavailable(),
+                false => Problem::internal(),
+            }
         }
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Problem {
 }
 
 /// Every code that is not a cause's, with its status, as in docs/errors.md.
-const CODES: [(&str, u16); 30] = [
+const CODES: [(&str, u16); 31] = [
     ("bad_request", 400),
     ("key_needed", 401),
     ("key_wrong", 401),
@@ -55,6 +55,7 @@ const CODES: [(&str, u16); 30] = [
     ("internal", 500),
     ("cancelled", 502),
     ("interrupted", 502),
+    ("files_unavailable", 503),
     ("overloaded", 503),
     ("shutting_down", 503),
     ("store_full", 503),
@@ -138,6 +139,17 @@ impl Problem {
             "store_full",
             "there is no room on the disk, so nothing was accepted",
             "free space where the data folder is; what was accepted before is safe",
+        )
+        .later(Duration::from_secs(5))
+    }
+
+    /// The bytes of files are somewhere that does not answer now.
+    pub(crate) fn files_unavailable() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "files_unavailable",
+            "the store of files cannot be reached now, so nothing of this was kept or read",
+            "try again; the daemon's log says what is wrong with [files] or [s3]",
         )
         .later(Duration::from_secs(5))
     }

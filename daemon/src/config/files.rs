@@ -178,7 +178,8 @@ fn place_of(text: &str, folder: &Path) -> Result<FilesPlace, String> {
     if text.is_empty() || text.contains("://") {
         return Err(format!("'{text}' is neither a folder nor s3://BUCKET/PREFIX"));
     }
-    Ok(FilesPlace::Folder(folder.join(text)))
+    // Shown as it is written elsewhere: without the dots of "./inputs".
+    Ok(FilesPlace::Folder(folder.join(text).components().collect()))
 }
 
 pub(super) fn inputs_of(tables: Vec<InputTable>, folder: &Path) -> Result<Vec<Input>, Problem> {

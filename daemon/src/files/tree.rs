@@ -53,7 +53,15 @@ impl TreeError {
 impl From<TreeError> for Problem {
     fn from(error: TreeError) -> Self {
         tracing::error!(error = %crate::report::chain(&error), "files could not be listed");
-        Problem::internal()
+        match error {
+            TreeError::Blob { source, .. } if source.is_places_fault() => {
+                Problem::files_unavailable()
+            }
+            TreeError::Store
+            | TreeError::Blob { .. }
+            | TreeError::TooLarge { .. }
+            | TreeError::Damaged { .. } => Problem::internal(),
+        }
     }
 }
 

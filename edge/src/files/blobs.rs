@@ -77,6 +77,21 @@ impl BlobError {
         }
     }
 
+    /// Whether the place where blobs are kept is to blame: it is away, or not set up as it should be.
+    pub fn is_places_fault(&self) -> bool {
+        match self {
+            BlobError::Io { .. } => true,
+            #[cfg(feature = "s3")]
+            BlobError::Objects(_) => true,
+            BlobError::NoRoom { .. }
+            | BlobError::WrongHash { .. }
+            | BlobError::WrongLength { .. }
+            | BlobError::TooLarge { .. }
+            | BlobError::Sender(_)
+            | BlobError::NotThere(_) => false,
+        }
+    }
+
     /// Whether the bytes that were sent are to blame, and not the store.
     pub fn is_senders_fault(&self) -> bool {
         matches!(
