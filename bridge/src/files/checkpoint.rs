@@ -84,7 +84,7 @@ impl CheckpointError {
     pub(crate) fn may_pass(&self) -> bool {
         match self {
             CheckpointError::NotWhole => false,
-            CheckpointError::Server(error) => error.may_pass(),
+            CheckpointError::Server(error) => error.may_pass() || error.is_without_store(),
             CheckpointError::Scan(ScanError::Workspace(_))
             | CheckpointError::TooLate
             | CheckpointError::Broke(_) => true,

@@ -57,10 +57,15 @@ impl ServerError {
         match self {
             ServerError::Connect(_) | ServerError::Exchange(_) | ServerError::Silent => true,
             ServerError::Refused { status, .. } => {
-                *status >= 500 || [408, 425, 429].contains(status)
+                (*status >= 500 && !self.is_without_store()) || [408, 425, 429].contains(status)
             }
             ServerError::NotUnderstood(_) | ServerError::TooLong | ServerError::Request(_) => false,
         }
+    }
+
+    /// Nothing can be kept until somebody has done something about it.
+    pub(crate) fn is_without_store(&self) -> bool {
+        matches!(self, ServerError::Refused { status: 507, .. })
     }
 
     /// What was asked for is not what the daemon wants any more.

@@ -77,7 +77,7 @@ impl BlobError {
         }
     }
 
-    /// Whether the place where blobs are kept is to blame: it is away, or not set up as it should be.
+    /// Whether the place where blobs are kept is to blame: it is away, or not as it should be.
     pub fn is_places_fault(&self) -> bool {
         match self {
             BlobError::Io { .. } => true,
