@@ -49,11 +49,12 @@ impl ObjectError {
 
     /// For an answer that no other try would make better.
     pub(super) fn of_status(key: &str, bucket: &str, status: StatusCode, body: &[u8]) -> Self {
-        let key = key.to_owned();
+        let is_bucket = key.is_empty();
+        let key = if is_bucket { bucket } else { key }.to_owned();
         let code = error_code(body).unwrap_or_else(|| status.as_u16().to_string());
         match status {
             _ if code == "NoSuchBucket" => ObjectError::NoBucket { bucket: bucket.to_owned() },
-            StatusCode::NOT_FOUND if key.is_empty() => {
+            StatusCode::NOT_FOUND if is_bucket => {
                 ObjectError::NoBucket { bucket: bucket.to_owned() }
             }
             StatusCode::NOT_FOUND => ObjectError::Gone { key },
