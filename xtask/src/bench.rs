@@ -12,10 +12,12 @@
 
 mod accept;
 mod agents;
+mod bucket;
 mod build;
 mod crash;
 mod daemon;
 mod error;
+mod files;
 mod floor;
 mod footprint;
 mod http;
@@ -61,6 +63,7 @@ const BENCHES: &[Bench] = &[
         question: "from kill -9 to the first acceptance",
         run: recovery::run,
     },
+    Bench { name: "files", question: "inputs and checkpoints, against rclone", run: files::run },
     Bench {
         name: "bridge",
         question: "memory of a bridge, sizes of programs",
@@ -131,6 +134,7 @@ impl Context {
             placement: Placement::Free,
             bridge: None,
             count_syncs: None,
+            environment: Vec::new(),
         }
     }
 

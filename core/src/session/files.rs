@@ -9,14 +9,15 @@
 //! ```
 //!
 //! Owner: `Session`. Invariants: what is applied is known of this boot alone; a proof serves one
-//! launch or one lease; trouble with files is no attempt of the message; a checkpoint is taken only
-//! from a workspace that was made whole, of the lineage in force. Absent: bytes, lists, folders.
+//! launch or one lease, or both where the message was there before the look began; trouble with
+//! files is no attempt of the message; a checkpoint is taken only from a workspace that was made
+//! whole, of the lineage in force. Absent: bytes, lists, folders.
 
 use crate::backoff;
 use crate::cause::Cause;
 use crate::command::{Answer, Command, DeniedBecause, News, Refusal, RequestOutcome, Write};
 use crate::event::{CheckpointOffer, FilesProblem, FilesProgress, UploadSubmission};
-use crate::id::{RequestId, Subject, TurnId};
+use crate::id::{MessageId, RequestId, Subject, TurnId};
 use crate::journal::{Because, FilesChange};
 use crate::limits;
 use crate::manifest::{FileKind, FilePath, FilesVersion, Manifest, ManifestDigest};
@@ -33,6 +34,8 @@ pub(super) struct Files {
     step: Step,
     /// Looks so far, so that a late list is told from the one that is waited for.
     looks: u64,
+    /// The newest message that was there when the last look began.
+    looked_for: Option<MessageId>,
     /// Failures in a row.
     failures: u32,
 }
@@ -47,6 +50,8 @@ enum Step {
     Syncing { version: FilesVersion, since: Monotonic, heard_at: Monotonic },
     /// As expected a moment ago.
     Proved,
+    /// As expected at the launch, by a look that was for messages too.
+    Launched,
 }
 
 impl Files {
@@ -59,7 +64,7 @@ impl Files {
     /// When it will have been silent for too long, while something is waited for.
     pub(super) fn overdue_at(&self) -> Option<Monotonic> {
         match self.step {
-            Step::Rest | Step::Proved => None,
+            Step::Rest | Step::Proved | Step::Launched => None,
             Step::Looking { since } => Some(since + limits::FILES_SILENT_WITHIN),
             Step::Syncing { heard_at, .. } => Some(heard_at + limits::FILES_SILENT_WITHIN),
         }
@@ -82,18 +87,36 @@ impl Session {
         if !self.needs_files(ctx) {
             return true;
         }
-        if self.instance().files.step == Step::Rest {
-            self.look_at_files(ctx);
+        match self.instance().files.step {
+            Step::Rest => self.look_at_files(ctx),
+            Step::Launched => self.look_again_unless_known(ctx),
+            Step::Looking { .. } | Step::Syncing { .. } | Step::Proved => {}
         }
         self.instance().files.step == Step::Proved
+    }
+
+    /// The look before the launch will do for the messages that were there when it began.
+    fn look_again_unless_known(&mut self, ctx: &mut Context<'_>) {
+        let head = self.queue.head().map(|delivery| delivery.message);
+        let uploads = self.files.uploads;
+        let files = &mut self.instance_mut().files;
+        let is_known = head.is_some_and(|head| files.looked_for >= Some(head))
+            && files.applied.is_some_and(|version| version.uploads == uploads);
+        if is_known {
+            files.step = Step::Proved;
+        } else {
+            self.look_at_files(ctx);
+        }
     }
 
     fn look_at_files(&mut self, ctx: &mut Context<'_>) {
         if !ctx.policy.files.has_inputs {
             return self.compare_files(Manifest::default().digest(), ctx);
         }
+        let newest = self.queue.messages().last();
         let files = &mut self.instance_mut().files;
         files.looks += 1;
+        files.looked_for = newest;
         files.step = Step::Looking { since: ctx.now.monotonic };
         let look = files.looks;
         ctx.effects.command(Command::ListInputs { instance: self.instance_id(), look });
@@ -115,12 +138,12 @@ impl Session {
     pub(super) fn use_files(&mut self, ctx: &Context<'_>) {
         if self.needs_files(ctx) {
             let uploads = self.files.uploads;
-            let id = self.id.clone();
+            let (id, phase) = (self.id.clone(), self.phase);
             let files = &mut self.instance_mut().files;
             assert_eq!(files.step, Step::Proved, "{id}: nothing goes on before its files");
             let applied = files.applied.map(|version| version.uploads);
             assert_eq!(applied, Some(uploads), "{id}: and not before the newest of them");
-            files.step = Step::Rest;
+            files.step = if phase == Phase::Starting { Step::Launched } else { Step::Rest };
         }
     }
 

@@ -15,7 +15,6 @@ fn an_agent_is_executed_only_when_its_files_are_there_and_asked_only_when_they_a
            files come 3 of 1500
            files synced january+0
            ready
-           inputs are january
            agent answers m1 "1500 rows""#,
         expect![[r#"
             0s          bridge attaches
@@ -30,8 +29,6 @@ fn an_agent_is_executed_only_when_its_files_are_there_and_asked_only_when_they_a
                 command: launch d/k#1
             0s          ready
                 journal: starting → awake: the agent was ready after 0 ms
-                command: list inputs of d/k#1, look 2
-            0s          inputs are january
                 journal: awake: m1 was handed to the agent, attempt 1
                 m1 hears: delivered, attempt 1
                 command: deliver m1.1 to d/k#1
@@ -46,11 +43,40 @@ fn an_agent_is_executed_only_when_its_files_are_there_and_asked_only_when_they_a
 }
 
 #[test]
+fn a_message_that_came_after_the_look_before_the_launch_is_looked_for_anew() {
+    check(
+        r#"agent d: files inputs
+           given wake d/k · bridge attaches · inputs are january · files synced january+0
+           send m1 to d/k as operator
+           ready
+           inputs are february
+           files synced february+0"#,
+        expect![[r#"
+            0s          send m1 to d/k as operator
+                answer: accepted m1, next
+                m1 hears: waking
+            0s          ready
+                journal: starting → awake: the agent was ready after 0 ms
+                command: list inputs of d/k#1, look 2
+            0s          inputs are february
+                command: sync d/k#1 to february+0
+            0s          files synced february+0
+                journal: awake: its files were in place after 0 ms
+                journal: awake: m1 was handed to the agent, attempt 1
+                m1 hears: delivered, attempt 1
+                command: deliver m1.1 to d/k#1
+            d/k awake, generation 1
+              m1 with the agent
+        "#]],
+    );
+}
+
+#[test]
 fn an_input_that_changes_while_the_agent_is_awake_is_there_at_the_next_turn() {
     check(
         r#"agent d: files inputs
            given send m1 to d/k · bridge attaches · inputs are january · files synced january+0
-           given ready · inputs are january · agent answers m1 "done"
+           given ready · agent answers m1 "done"
            send m2 to d/k
            inputs are february
            inputs are february look 1
@@ -60,7 +86,7 @@ fn an_input_that_changes_while_the_agent_is_awake_is_there_at_the_next_turn() {
         expect![[r#"
             0s          send m2 to d/k
                 answer: accepted m2, next
-                command: list inputs of d/k#1, look 3
+                command: list inputs of d/k#1, look 2
             0s          inputs are february
                 command: sync d/k#1 to february+0
             0s          inputs are february look 1
@@ -90,8 +116,7 @@ fn a_missing_input_fails_the_message_and_the_agent_is_not_asked() {
            inputs lack "data/: no file matches *.csv"
            inputs lack "data/: no file matches *.csv"
            agent exits with 0, asked by daemon
-           send m3 to d/k · bridge attaches · inputs are january · files synced january+0 · ready
-           inputs are january"#,
+           send m3 to d/k · bridge attaches · inputs are january · files synced january+0 · ready"#,
         expect![[r#"
             0s          inputs lack "data/: no file matches *.csv"
                 journal: starting: its files are not in place [input_missing]: data/: no file
@@ -125,8 +150,6 @@ fn a_missing_input_fails_the_message_and_the_agent_is_not_asked() {
                 command: launch d/k#2
             0s          ready
                 journal: starting → awake: the agent was ready after 0 ms
-                command: list inputs of d/k#2, look 2
-            0s          inputs are january
                 journal: awake: m3 was handed to the agent, attempt 1
                 m3 hears: delivered, attempt 1
                 command: deliver m3.1 to d/k#2
@@ -188,7 +211,7 @@ fn trouble_between_two_turns_pauses_the_message_and_counts_no_attempt() {
     check(
         r#"agent d: files inputs, attempts 1
            given send m1 to d/k · bridge attaches · inputs are january · files synced january+0
-           given ready · inputs are january · agent answers m1 "done" · send m2 to d/k
+           given ready · agent answers m1 "done" · send m2 to d/k
            inputs cannot be listed "the store does not answer"
            +1s100ms
            inputs cannot be listed "the store does not answer"
@@ -203,7 +226,7 @@ fn trouble_between_two_turns_pauses_the_message_and_counts_no_attempt() {
                     1 is due in 1s30ms [sync_failed]
             0s          +1s100ms
             1s30ms      …
-                command: list inputs of d/k#1, look 4
+                command: list inputs of d/k#1, look 3
             1s100ms     inputs cannot be listed "the store does not answer"
                 journal: awake: its files are not in place [sync_failed]: the store does not
                     answer; it will be tried again
@@ -211,7 +234,7 @@ fn trouble_between_two_turns_pauses_the_message_and_counts_no_attempt() {
                     1 is due in 4s [sync_failed]
             1s100ms     +5s
             5s100ms     …
-                command: list inputs of d/k#1, look 5
+                command: list inputs of d/k#1, look 4
             6s100ms     inputs are january
                 journal: awake: m2 was handed to the agent, attempt 1
                 m2 hears: delivered, attempt 1
@@ -232,7 +255,7 @@ fn a_store_that_never_answers_is_given_up_and_asked_again() {
     check(
         r#"agent d: files inputs
            given send m1 to d/k · bridge attaches · inputs are january · files synced january+0
-           given ready · inputs are january · agent answers m1 "done" · send m2 to d/k
+           given ready · agent answers m1 "done" · send m2 to d/k
            +7m
            inputs are february
            files synced february+0"#,
@@ -244,7 +267,7 @@ fn a_store_that_never_answers_is_given_up_and_asked_again() {
                 m2 hears: the files that the agent needs could not be brought to it; attempt
                     1 is due in 1s30ms [sync_failed]
             6m1s30ms    …
-                command: list inputs of d/k#1, look 4
+                command: list inputs of d/k#1, look 3
             7m          inputs are february
                 command: sync d/k#1 to february+0
             7m          files synced february+0
@@ -313,7 +336,7 @@ fn what_is_attached_to_a_message_is_there_at_its_turn_and_only_if_it_was_accepte
     check(
         r#"agent d: files inputs
            given send m1 to d/k · bridge attaches · inputs are january · files synced january+0
-           given ready · inputs are january · agent answers m1 "done"
+           given ready · agent answers m1 "done"
            send m2 to d/k with a.csv with b.csv key k1
            inputs are january
            files synced january+2
@@ -324,7 +347,7 @@ fn what_is_attached_to_a_message_is_there_at_its_turn_and_only_if_it_was_accepte
                 journal: awake: tom put a.csv
                 journal: awake: tom put b.csv
                 answer: accepted m2, next
-                command: list inputs of d/k#1, look 3
+                command: list inputs of d/k#1, look 2
             0s          inputs are january
                 command: sync d/k#1 to january+2
             0s          files synced january+2

@@ -48,6 +48,8 @@ pub(super) struct Setup {
     pub(super) bridge: Option<PathBuf>,
     /// Where to count its syncs with strace.
     pub(super) count_syncs: Option<PathBuf>,
+    /// Besides what we have ourselves.
+    pub(super) environment: Vec<(&'static str, String)>,
 }
 
 #[derive(Debug)]
@@ -90,7 +92,7 @@ impl Setup {
 
 impl Daemon {
     fn spawn(&mut self) -> Result<(), BenchError> {
-        let Setup { binary, folder, placement, bridge, count_syncs, .. } = &self.setup;
+        let Setup { binary, folder, placement, bridge, count_syncs, environment, .. } = &self.setup;
         let mut command = match count_syncs {
             None => Command::new(binary),
             Some(path) => {
@@ -115,6 +117,7 @@ impl Daemon {
             .current_dir(folder)
             .env_remove("DORMOUSE_LISTEN")
             .env_remove("DORMOUSE_BRIDGE")
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
