@@ -60,8 +60,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     builder.set_auth(SimpleAuth::from_single(key_id, secret));
     let service = builder.build();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    println!("{}", listener.local_addr()?);
-    std::io::stdout().flush()?;
+    let mut output = std::io::stdout();
+    writeln!(output, "{}", listener.local_addr()?)?;
+    output.flush()?;
     std::thread::spawn(|| {
         // Its end is what is waited for, whatever comes before.
         drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
