@@ -188,6 +188,21 @@ impl fmt::Display for Generation {
     }
 }
 
+/// The number of a revision of an agent: what starts get of its settings. From 1, per agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RevisionNumber(pub u64);
+
+impl RevisionNumber {
+    pub const FIRST: Self = Self(1);
+}
+
+impl fmt::Display for RevisionNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// One life of a session's agent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct InstanceId {

@@ -3,7 +3,7 @@
 //! Read in this order: `supervisor` (all sessions, admission, next deadline) → `session` (one
 //! session; one file per verb beneath it) → `event` and `command` (what comes in, what goes out) →
 //! the pure policies (`queue`, `hold`, `watchdog`, `backoff`, `breaker`,
-//! `agent_breaker`, `start_budget`, `sizing`, `diagnosis`) → the files (`manifest`) → the
+//! `agent_breaker`, `start_budget`, `rollout`, `sizing`, `diagnosis`) → the files (`manifest`) → the
 //! vocabulary (`id`, `time`, `cause`, `evidence`, `record`, `journal`, `limits`, `policy`).
 //!
 //! Owner: one loop (`daemon::engine`, or `sim::world`) owns the one `Supervisor` and calls it
@@ -30,6 +30,7 @@ pub mod manifest;
 pub mod policy;
 pub mod queue;
 pub mod record;
+pub mod rollout;
 pub mod session;
 pub mod sizing;
 pub mod start_budget;

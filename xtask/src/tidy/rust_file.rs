@@ -30,6 +30,7 @@ pub(crate) const CORE_ROOMS: &[Room] = &[
             "hold",
             "policy",
             "queue",
+            "rollout",
             "sizing",
             "start_budget",
             "watchdog",
