@@ -135,7 +135,8 @@ async fn a_file_that_never_rests_is_left_out_in_the_end() {
     let mut line = awake(&stage, &depot, on()).await;
     let script = "echo kept > a
         # Without its folder it ends, whatever became of the test.
-        (while [ -e ../do ] && [ ! -e ../stop ]; do date +%N > busy; done) > /dev/null 2>&1 &";
+        (while [ -e ../do ] && [ ! -e ../stop ]; do date +%N > busy; done) > /dev/null 2>&1 &
+        until [ -e busy ]; do sleep 0.01; done";
     let told = line.run(&stage, 1, script).await;
     fs::write(stage.root().join("stop"), "").unwrap();
     assert_eq!(told.checkpoint, Some(1));
