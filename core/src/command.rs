@@ -9,10 +9,14 @@ use std::time::Duration;
 
 use crate::cause::Cause;
 use crate::event::FilesProgress;
-use crate::id::{BootId, Generation, InstanceId, MessageId, RequestId, SessionId, Subject, TurnId};
+use crate::id::{
+    AgentName, BootId, Generation, InstanceId, MessageId, RequestId, RevisionNumber, SessionId,
+    Subject, TurnId,
+};
 use crate::journal::Decision;
 use crate::manifest::FilesVersion;
 use crate::record::{CheckpointRecord, ExitRecord, MessageRecord, SessionRecord, UploadRecord};
+use crate::rollout::Rollout;
 use crate::time::Wall;
 
 /// A push-only view for the handlers; the engine drains it.
@@ -82,16 +86,23 @@ pub enum Write {
     },
     InsertExit(ExitRecord),
     InsertDecision(Decision),
+    PutRollout {
+        agent: AgentName,
+        rollout: Rollout,
+    },
 }
 
 /// What the edge is to do after the commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Driver: execute a bridge for this instance, unless it exists.
-    StartInstance { instance: InstanceId, memory_limit_bytes: Option<u64> },
-    /// Bridge: welcome, and with `launch` execute the agent. `turn` is what the daemon knows to be
-    /// in flight.
-    AdmitBridge { instance: InstanceId, boot: BootId, launch: bool },
+    StartInstance {
+        instance: InstanceId,
+        revision: RevisionNumber,
+        memory_limit_bytes: Option<u64>,
+    },
+    /// Bridge: welcome, and with `launch` execute the agent in this revision.
+    AdmitBridge { instance: InstanceId, boot: BootId, launch: Option<RevisionNumber> },
     /// Bridge: you are not the one; end without touching anything.
     RefuseBridge { instance: InstanceId, boot: BootId, why: &'static str },
     /// Daemon: look what the agent's inputs are now.
@@ -99,7 +110,7 @@ pub enum Command {
     /// Bridge: bring the workspace to this version.
     SyncFiles { instance: InstanceId, version: FilesVersion },
     /// Bridge: execute the agent now.
-    LaunchAgent { instance: InstanceId },
+    LaunchAgent { instance: InstanceId, revision: RevisionNumber },
     /// Bridge: run this turn. The engine adds the message's text.
     DeliverTurn { instance: InstanceId, turn: TurnId },
     /// Bridge: the result is on disk, forget it.
@@ -194,6 +205,8 @@ pub enum Answer {
     CheckpointMade {
         number: u64,
     },
+    /// The config is in force.
+    Configured,
     Refused(Refusal),
 }
 
@@ -215,6 +228,8 @@ pub enum IgnoredBecause {
     AlreadyAsleep,
     AlreadyStopping,
     AlreadyEnded,
+    /// It would change nothing.
+    AlreadySo,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,7 +290,7 @@ impl Effects {
             | Command::RefuseBridge { instance, .. }
             | Command::ListInputs { instance, .. }
             | Command::SyncFiles { instance, .. }
-            | Command::LaunchAgent { instance }
+            | Command::LaunchAgent { instance, .. }
             | Command::DeliverTurn { instance, .. }
             | Command::AcknowledgeTurn { instance, .. }
             | Command::StopInstance { instance, .. }

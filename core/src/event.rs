@@ -5,12 +5,15 @@
 //! its generation.
 //! Absent: what to do about it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::cause::Cause;
 use crate::evidence::Evidence;
-use crate::id::{BootId, InstanceId, MessageId, RequestId, SessionId, Subject, TurnId};
+use crate::id::{AgentName, BootId, InstanceId, MessageId, RequestId, SessionId, Subject, TurnId};
 use crate::manifest::{FileKind, FilePath, FilesVersion, ManifestDigest};
+use crate::policy::{AgentSetup, NodePolicy};
 use crate::record::Idempotency;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,6 +138,19 @@ pub enum Event {
         evidence: Evidence,
     },
 
+    /// A new config is in force.
+    Configured {
+        request: RequestId,
+        setup: Box<Setup>,
+    },
+    /// An operator steers how a new revision of an agent comes into use.
+    RolloutRequested {
+        request: RequestId,
+        agent: AgentName,
+        what: RolloutRequest,
+        by: Subject,
+    },
+
     /// Time went by: `now` is at or after `Supervisor::next_deadline`.
     DeadlinePassed,
 }
@@ -163,7 +179,9 @@ impl Event {
             | Event::FilesSyncFailed { .. }
             | Event::CheckpointOffered { .. }
             | Event::InstanceExited { .. } => self.instance().map(|instance| &instance.session),
-            Event::DeadlinePassed => None,
+            Event::Configured { .. } | Event::RolloutRequested { .. } | Event::DeadlinePassed => {
+                None
+            }
         }
     }
 
@@ -190,9 +208,30 @@ impl Event {
             | Event::DropRequested { .. }
             | Event::UploadSubmitted { .. }
             | Event::RestoreRequested { .. }
+            | Event::Configured { .. }
+            | Event::RolloutRequested { .. }
             | Event::DeadlinePassed => None,
         }
     }
+}
+
+/// What the config in force says, as far as it is decided by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setup {
+    pub node: NodePolicy,
+    pub agents: BTreeMap<AgentName, AgentSetup>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RolloutRequest {
+    /// Nobody new moves to the wanted revision.
+    Pause,
+    Resume,
+    /// Everybody goes back to the revision that was good before.
+    Abort,
+    /// A revision that was found bad is tried again.
+    Retry,
 }
 
 /// Why files are not what they are to be. No paths of this machine, no secrets.

@@ -5,9 +5,12 @@
 //! can be read by a person who has only the row. Absent: texts of messages and replies, secrets,
 //! log lines.
 
+mod revision;
+
 use std::fmt;
 use std::time::Duration;
 
+pub use revision::RevisionChange;
 use serde::{Deserialize, Serialize};
 
 use crate::cause::Cause;
@@ -138,6 +141,9 @@ pub enum Because {
     MemoryLowered {
         from_bytes: u64,
         to_bytes: u64,
+    },
+    Revision {
+        change: RevisionChange,
     },
     Files {
         change: FilesChange,
@@ -319,6 +325,7 @@ impl fmt::Display for Because {
             Because::MemoryLowered { from_bytes: from, to_bytes: to } => {
                 memory_lowered(f, *from, *to)
             }
+            Because::Revision { change } => change.fmt(f),
             Because::Files { change } => change.fmt(f),
             Because::NothingLeftToDo => f.write_str("nothing is left that waits for it"),
             Because::Recovered { waiting } => recovered(f, *waiting),
@@ -470,6 +477,7 @@ fn stop_words(stop: StopReason) -> &'static str {
         StopReason::OperatorStop => "stop",
         StopReason::OperatorRestart => "restart",
         StopReason::Resize => "more memory",
+        StopReason::Revision => "another revision",
         StopReason::StartTimeout => "not ready in time",
         StopReason::TurnStuck => "turn stuck",
         StopReason::TurnTooLong => "turn too long",

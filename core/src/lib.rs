@@ -2,8 +2,8 @@
 //!
 //! Read in this order: `supervisor` (all sessions, admission, next deadline) → `session` (one
 //! session; one file per verb beneath it) → `event` and `command` (what comes in, what goes out) →
-//! the pure policies (`queue`, `hold`, `watchdog`, `backoff`, `breaker`,
-//! `agent_breaker`, `start_budget`, `rollout`, `sizing`, `diagnosis`) → the files (`manifest`) → the
+//! the pure policies (`queue`, `hold`, `watchdog`, `backoff`, `breaker`, `agent_breaker`,
+//! `start_budget`, `rollout`, `sizing`, `diagnosis`) → the files (`manifest`) → the
 //! vocabulary (`id`, `time`, `cause`, `evidence`, `record`, `journal`, `limits`, `policy`).
 //!
 //! Owner: one loop (`daemon::engine`, or `sim::world`) owns the one `Supervisor` and calls it

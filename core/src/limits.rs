@@ -35,6 +35,10 @@ pub const PATH_BYTES_MAX: usize = 4_096;
 pub const NAME_BYTES_MAX: usize = 255;
 pub const ETAG_BYTES_MAX: usize = 256;
 
+/// An agent that runs another revision than it is to is stopped after so much idleness, whatever
+/// its own limit: a pause in a conversation.
+pub const OUTDATED_STOP_AFTER: Duration = Duration::from_secs(30);
+
 /// Without a word of the files for this long, the sync is over.
 pub const FILES_SILENT_WITHIN: Duration = Duration::from_secs(6 * 60);
 

@@ -2,9 +2,11 @@
 //!
 //! Owner: `daemon::config` builds them; core only reads them. Absent: parsing, units, file names.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::breaker::BreakerPolicy;
+use crate::id::{RevisionNumber, SessionId};
 use crate::limits;
 use crate::sizing::MemoryPolicy;
 
@@ -61,6 +63,38 @@ impl Default for AgentPolicy {
             files: FilesPolicy::default(),
             heap_follows: false,
         }
+    }
+}
+
+/// What is known of one agent: what starts get, and how that is lived with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentSetup {
+    /// What the config in force asks for.
+    pub wanted: RevisionNumber,
+    /// The wanted one, the good one, and whatever still runs.
+    pub policies: BTreeMap<RevisionNumber, AgentPolicy>,
+    pub canary: Option<Canary>,
+}
+
+/// A new revision is tried by this session alone, with a turn of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Canary {
+    pub session: SessionId,
+    /// What its answer must contain.
+    pub expects: Option<String>,
+}
+
+impl AgentSetup {
+    /// An agent that has had one revision so far.
+    pub fn only(policy: AgentPolicy) -> Self {
+        let policies = BTreeMap::from([(RevisionNumber::FIRST, policy)]);
+        Self { wanted: RevisionNumber::FIRST, policies, canary: None }
+    }
+
+    /// How that revision is lived with; one that is not known any more, as the wanted one.
+    pub fn policy_of(&self, revision: RevisionNumber) -> &AgentPolicy {
+        let known = self.policies.get(&revision).or_else(|| self.policies.get(&self.wanted));
+        known.expect("the wanted revision has a policy")
     }
 }
 

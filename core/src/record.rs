@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cause::Cause;
 use crate::diagnosis::Diagnosis;
 use crate::evidence::Evidence;
-use crate::id::{Generation, MessageId, SessionId, Subject, TurnId};
+use crate::id::{Generation, MessageId, RevisionNumber, SessionId, Subject, TurnId};
 use crate::manifest::{FileKind, FilePath, ManifestDigest};
 use crate::session::phase::Phase;
 use crate::sizing::LearnedMemory;
@@ -41,6 +41,9 @@ pub struct SessionRecord {
     pub memory: Option<LearnedMemory>,
     #[serde(default)]
     pub files: FilesRecord,
+    /// What the newest start got; `None` before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<RevisionNumber>,
 }
 
 /// Where a session's files stand. All zero: it never had any.
@@ -102,6 +105,8 @@ pub enum StopReason {
     BridgeUnreachable,
     /// The bridge broke the frames' order; a new instance is safer than a guess.
     ProtocolFault,
+    /// It runs another revision than it is to.
+    Revision,
     /// The workspace could not be made what it is to be, and that may pass.
     FilesFailed,
     /// It cannot be, and no message is left that waits for it.
@@ -116,7 +121,7 @@ impl StopReason {
             | StopReason::OperatorStop
             | StopReason::OperatorRestart
             | StopReason::FilesRefused => None,
-            StopReason::Resize => None,
+            StopReason::Resize | StopReason::Revision => None,
             StopReason::FilesFailed => Some(Cause::SyncFailed),
             StopReason::StartTimeout => Some(Cause::StartTimeout),
             StopReason::TurnStuck => Some(Cause::TurnStuck),

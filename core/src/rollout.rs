@@ -5,13 +5,13 @@
 //!   Good ──────────────────────▶ Untried ── one start ──▶ Trying ── ready, and answered ──▶ Good
 //!                                   ▲                       │
 //!                                   ├── it says nothing ────┤
-//!                                   └── retried ── Bad ◀────┘ no start, no answer, or a death there
+//!                                   └── retried ── Bad ◀────┘ no start, or no answer
 //! ```
 //!
 //! Owner: `supervisor`, one per agent; a value that is kept on disk. Invariants: while an older
-//! revision is known to be good, an unproved one is started for one session at a time; a bad one is started by
-//! nobody until an operator or a new config says otherwise; without a good one there is nothing to
-//! go back to, and the wanted one is started by all.
+//! revision is known to be good, an unproved one is started for one session at a time; a bad one is
+//! started by nobody until an operator or a new config says otherwise; without a good one there is
+//! nothing to go back to, and the wanted one is started by all.
 //! Absent: what a revision contains, and who is stopped for it.
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,8 @@ pub struct Rollout {
     pub wanted: RevisionNumber,
     /// The newest that has proved itself.
     pub good: Option<RevisionNumber>,
+    /// What was good before that.
+    pub previous: Option<RevisionNumber>,
     pub standing: Standing,
     /// Nobody new moves to the wanted one.
     pub is_paused: bool,
@@ -80,7 +82,7 @@ pub enum Verdict {
 
 impl Rollout {
     pub fn first(wanted: RevisionNumber) -> Self {
-        Self { wanted, good: None, standing: Standing::Untried, is_paused: false }
+        Self { wanted, good: None, previous: None, standing: Standing::Untried, is_paused: false }
     }
 
     /// The config asks for this one. `true`: that is another one than before.
@@ -90,14 +92,21 @@ impl Rollout {
         }
         self.wanted = wanted;
         self.is_paused = false;
-        self.standing = if self.good == Some(wanted) { Standing::Good } else { Standing::Untried };
+        if self.previous == Some(wanted) {
+            // Back to what was good: there is nothing to find out.
+            std::mem::swap(&mut self.good, &mut self.previous);
+        }
+        self.standing = match self.good == Some(wanted) {
+            true => Standing::Good,
+            false => Standing::Untried,
+        };
         true
     }
 
     /// What those run who decide nothing.
     pub fn target(&self) -> RevisionNumber {
         match self.standing {
-            Standing::Good if !self.is_paused => self.wanted,
+            Standing::Good if self.is_paused => self.previous.unwrap_or(self.wanted),
             Standing::Good
             | Standing::Untried
             | Standing::Trying { .. }
@@ -144,7 +153,10 @@ impl Rollout {
     pub fn judge(&mut self, verdict: Verdict) {
         match verdict {
             Verdict::Proved => {
-                // A revision that is good at a pause has still proved itself.
+                // One that is good at a pause has still proved itself.
+                if self.good != Some(self.wanted) {
+                    self.previous = self.good;
+                }
                 self.good = Some(self.wanted);
                 self.standing = Standing::Good;
             }
@@ -152,14 +164,36 @@ impl Rollout {
         }
     }
 
-    /// The trial ended without saying anything.
-    pub fn is_untried_again(&mut self) {
-        self.standing = Standing::Untried;
+    /// A bad one gets another trial.
+    pub fn retry(&mut self) {
+        match self.standing {
+            Standing::Bad { .. } | Standing::Aborted { .. } => self.standing = Standing::Untried,
+            Standing::Untried | Standing::Trying { .. } | Standing::Good => {}
+        }
+    }
+
+    /// Everybody back to what was good before, if anything was.
+    pub fn abort(&mut self, by: Subject, at: Wall) {
+        match self.standing {
+            Standing::Aborted { .. } => return,
+            Standing::Good => match self.previous.take() {
+                None => return,
+                Some(previous) => self.good = Some(previous),
+            },
+            Standing::Untried | Standing::Trying { .. } | Standing::Bad { .. } => {
+                if self.good.is_none() {
+                    return;
+                }
+            }
+        }
+        self.standing = Standing::Aborted { by, at };
     }
 
     /// An instance that runs this is to make place for the target, once nothing needs it.
     pub fn is_outdated(&self, session: &SessionId, revision: RevisionNumber) -> bool {
-        revision != self.target() && self.trial_of(session, revision) != Trial::Canary
+        !self.is_paused
+            && revision != self.target()
+            && self.trial_of(session, revision) != Trial::Canary
     }
 }
 
@@ -369,7 +403,8 @@ mod tests {
                     Step::Pause(is_paused) => rollout.is_paused = is_paused,
                 }
                 let wanted = rollout.wanted;
-                let at_risk = (0..4).filter(|key| started[*key] && runs[*key] == Some(wanted)).count();
+                let has_it = |key: &usize| started[*key] && runs[*key] == Some(wanted);
+                let at_risk = (0..4).filter(has_it).count();
                 if !proved.contains(&wanted) {
                     prop_assert!(at_risk <= 1, "{at_risk} sessions run {wanted:?}");
                 }

@@ -1,8 +1,9 @@
 //! One session: its phase, its queue, its one instance. See `phase` for the diagram.
 //!
 //! One file per verb: `start` (until the agent is ready) · `turn` (messages and replies) · `drain`
-//! (asked to stop) · `files` (the gates before an agent and before a turn) · `exit` (what a death
-//! means). This file holds the state, the phase × event table, and the deadlines.
+//! (asked to stop) · `files` (the gates before an agent and before a turn) · `revision` (a trial of
+//! what is new) · `exit` (what a death means). This file holds the state, the phase × event table,
+//! and the deadlines.
 //!
 //! Owner: `Supervisor`. Invariants, asserted after every event: an instance exists exactly in the
 //! phases that have one; a message is leased exactly while a turn runs; a turn runs only on a ready
@@ -15,6 +16,7 @@ mod drain;
 mod exit;
 mod files;
 mod instance;
+mod revision;
 mod start;
 mod turn;
 
@@ -25,11 +27,12 @@ use crate::breaker;
 use crate::cause::Cause;
 use crate::command::{Effects, Write};
 use crate::event::Event;
-use crate::id::{Generation, InstanceId, SessionId, Subject, TurnId};
+use crate::id::{Generation, InstanceId, RevisionNumber, SessionId, Subject, TurnId};
 use crate::journal::{Because, Decision};
-use crate::policy::{AgentPolicy, NodePolicy};
+use crate::policy::{AgentPolicy, Canary, NodePolicy};
 use crate::queue::Queue;
 use crate::record::{FilesRecord, SessionRecord, StopReason, StoredSession};
+use crate::rollout::{self, Trial};
 use crate::sizing::{self, LearnedMemory};
 use crate::time::{Monotonic, Now, Wall, millis};
 use crate::watchdog::ProgressLimits;
@@ -50,6 +53,8 @@ pub struct Session {
     start_took: Option<Duration>,
     memory: Option<LearnedMemory>,
     files: FilesRecord,
+    /// What the newest start got.
+    revision: Option<RevisionNumber>,
     queue: Queue,
     /// When the head, after a failed attempt, may be tried again.
     retry: Option<Monotonic>,
@@ -75,6 +80,16 @@ pub(crate) struct Context<'a> {
     pub(crate) policy: &'a AgentPolicy,
     /// The agent is in the config.
     pub(crate) is_configured: bool,
+    /// What a start gets now, or the live instance has.
+    pub(crate) revision: RevisionNumber,
+    /// What the live instance says of it.
+    pub(crate) trial: Trial,
+    /// The trial is this session's alone, with a turn of its own.
+    pub(crate) canary: Option<&'a Canary>,
+    /// The live instance is to make place for another revision.
+    pub(crate) is_outdated: bool,
+    /// What came out of the trial.
+    pub(crate) verdict: Option<rollout::Verdict>,
     pub(crate) node: &'a NodePolicy,
     /// How long starts of this agent took lately.
     pub(crate) start_estimate: Option<Duration>,
@@ -96,6 +111,7 @@ impl Session {
             start_took: None,
             memory: None,
             files: FilesRecord::default(),
+            revision: None,
             queue: Queue::default(),
             retry: None,
             instance: None,
@@ -132,6 +148,7 @@ impl Session {
             start_took: record.start_took_ms.map(Duration::from_millis),
             memory: record.memory,
             files: record.files,
+            revision: record.revision,
             queue,
             retry,
             instance,
@@ -173,6 +190,11 @@ impl Session {
         let stop = self.instance.as_ref().and_then(|instance| Some(instance.stop?.reason));
         self.phase == Phase::Starting
             || matches!(stop, Some(StopReason::StartTimeout | StopReason::FilesFailed))
+    }
+
+    /// What the newest start got.
+    pub fn revision(&self) -> Option<RevisionNumber> {
+        self.revision
     }
 
     pub fn queue(&self) -> &Queue {
@@ -272,6 +294,9 @@ impl Session {
             }
             Event::InstanceExited { instance: _, evidence } => self.exited(evidence, ctx),
             Event::DeadlinePassed => self.deadline_passed(ctx),
+            Event::Configured { .. } | Event::RolloutRequested { .. } => {
+                unreachable!("{}: that is about no session", self.id)
+            }
         }
         self.save_if_dirty(ctx.effects);
         self.check();
@@ -389,6 +414,7 @@ impl Session {
             last_failure: self.last_failure,
             memory: self.memory,
             files: self.files,
+            revision: self.revision,
         }
     }
 

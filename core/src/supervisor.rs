@@ -11,7 +11,9 @@
 //! Absent: IO. A session that is not here but in the store must be loaded before its event is
 //! handed in.
 
+mod fence;
 mod line;
+mod revisions;
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,24 +21,25 @@ use std::time::Duration;
 
 use crate::agent_breaker::AgentBreaker;
 use crate::cause::Cause;
-use crate::command::{
-    Answer, Command, Effects, IgnoredBecause, News, Refusal, RequestOutcome, Write,
-};
+use crate::command::{Answer, Effects, IgnoredBecause, News, Refusal, RequestOutcome, Write};
 use crate::event::{Event, SessionRequest};
-use crate::id::{AgentName, InstanceId, SessionId, Subject};
+use crate::id::{AgentName, SessionId, Subject};
 use crate::journal::{Because, Decision};
-use crate::policy::{AgentPolicy, NodePolicy, RetrySafety};
+use crate::policy::{AgentPolicy, AgentSetup, NodePolicy, RetrySafety};
 use crate::record::StoredSession;
+use crate::rollout::Rollout;
 use crate::session::phase::Phase;
 use crate::session::{Context, Session};
 use crate::start_budget::StartBudget;
 use crate::time::{Monotonic, Now};
+use fence::{request_of, stale};
 use line::Line;
+use revisions::Seat;
 
 #[derive(Debug)]
 pub struct Supervisor {
     node: NodePolicy,
-    agents: BTreeMap<AgentName, AgentPolicy>,
+    agents: BTreeMap<AgentName, Agent>,
     /// For what is left of agents that are not configured any more: enough to stop them.
     leftover_policy: AgentPolicy,
     sessions: BTreeMap<SessionId, Slot>,
@@ -50,6 +53,12 @@ pub struct Supervisor {
     budget: StartBudget,
     starting: usize,
     start_took: BTreeMap<AgentName, Duration>,
+}
+
+#[derive(Debug)]
+struct Agent {
+    setup: AgentSetup,
+    rollout: Rollout,
 }
 
 #[derive(Debug)]
@@ -67,10 +76,20 @@ impl Borrow<str> for AgentName {
 }
 
 impl Supervisor {
-    pub fn new(node: NodePolicy, agents: BTreeMap<AgentName, AgentPolicy>) -> Self {
+    /// `rollouts` as they were kept; an agent without one is new.
+    pub fn new(
+        node: NodePolicy,
+        agents: BTreeMap<AgentName, AgentSetup>,
+        mut rollouts: BTreeMap<AgentName, Rollout>,
+    ) -> Self {
+        let agents = agents.into_iter().map(|(name, setup)| {
+            let kept = rollouts.remove(&name);
+            let rollout = kept.unwrap_or_else(|| Rollout::first(setup.wanted));
+            (name, Agent { setup, rollout })
+        });
         Self {
             node,
-            agents,
+            agents: agents.collect(),
             // Whether its turns may be repeated is not known any more, so none is (FAULTS I6).
             leftover_policy: AgentPolicy { retry: RetrySafety::Ask, ..AgentPolicy::default() },
             sessions: BTreeMap::new(),
@@ -151,10 +170,14 @@ impl Supervisor {
 
     /// The one way in.
     pub fn handle(&mut self, now: Now, event: Event, effects: &mut Effects) {
-        if event == Event::DeadlinePassed {
-            self.deadlines_passed(now, effects);
-        } else {
+        if event.session().is_some() {
             self.route(now, event, effects);
+        } else if let Event::Configured { request, setup } = event {
+            self.configured(request, *setup, now, effects);
+        } else if let Event::RolloutRequested { request, agent, what, by } = event {
+            self.rollout_requested(request, &agent, what, by, now, effects);
+        } else {
+            self.deadlines_passed(now, effects);
         }
         self.admit_starts(now, effects);
     }
@@ -194,15 +217,22 @@ impl Supervisor {
         let was_start = slot.session.is_at_its_start();
         let failures = slot.session.failures();
         let agent = self.agents.get(id.agent());
+        let seat = Seat::of(agent, &slot.session, &self.leftover_policy);
         let mut ctx = Context {
             now,
-            policy: agent.unwrap_or(&self.leftover_policy),
+            policy: &seat.policy,
             is_configured: agent.is_some(),
+            revision: seat.revision,
+            trial: seat.trial,
+            canary: seat.canary,
+            is_outdated: seat.is_outdated,
+            verdict: None,
             node: &self.node,
             start_estimate: self.start_took.get(id.agent()).copied(),
             effects,
         };
         slot.session.handle(event, &mut ctx);
+        let verdict = ctx.verdict.take();
         let is_starting = slot.session.phase() == Phase::Starting;
         if was_starting && !is_starting {
             self.starting -= 1;
@@ -213,6 +243,9 @@ impl Supervisor {
             }
         }
         self.note_start(id, was_start, failures, now.monotonic);
+        if let Some(verdict) = verdict {
+            self.judge(id.agent_name(), verdict, now, effects);
+        }
         self.tell_newcomers(id, now, newest_before, effects);
         self.settle(id, now, effects);
     }
@@ -291,8 +324,8 @@ impl Supervisor {
             self.sessions.remove(id);
             return;
         }
-        let policy = agent.unwrap_or(&self.leftover_policy);
-        let wanted = slot.session.deadline(now.monotonic, policy);
+        let seat = Seat::of(agent, &slot.session, &self.leftover_policy);
+        let wanted = slot.session.deadline(now.monotonic, &seat.policy);
         let must_rearm = match (slot.armed, wanted) {
             (None, Some(_)) => true,
             (Some(armed), Some(wanted)) => wanted < armed,
@@ -348,11 +381,18 @@ impl Supervisor {
             if let Some(breaker) = self.agent_breakers.get_mut(id.agent()) {
                 breaker.starts(&id);
             }
-            let policy = self.agents.get(id.agent()).expect("only configured agents stand in line");
+            let (revision, trial) = self.assign(&id, effects);
+            let agent = self.agents.get(id.agent()).expect("only configured agents stand in line");
+            let slot = self.sessions.get_mut(&id).expect("it was just found");
             let mut ctx = Context {
                 now,
-                policy,
+                policy: agent.setup.policy_of(revision),
                 is_configured: true,
+                revision,
+                trial,
+                canary: agent.canary_of(&id),
+                is_outdated: false,
+                verdict: None,
                 node: &self.node,
                 start_estimate: self.start_took.get(id.agent()).copied(),
                 effects,
@@ -375,10 +415,7 @@ fn disarm(
 }
 
 /// Who owns the session that this request makes; or the answer, where it makes none.
-fn new_session_for(
-    event: &Event,
-    agents: &BTreeMap<AgentName, AgentPolicy>,
-) -> Result<Subject, Answer> {
+fn new_session_for(event: &Event, agents: &BTreeMap<AgentName, Agent>) -> Result<Subject, Answer> {
     let agent = event.session().map_or("", SessionId::agent);
     if !agents.contains_key(agent) {
         return Err(Answer::Refused(Refusal::UnknownAgent));
@@ -406,73 +443,8 @@ fn new_session_for(
         | Event::FilesSyncFailed { .. }
         | Event::CheckpointOffered { .. }
         | Event::InstanceExited { .. }
+        | Event::Configured { .. }
+        | Event::RolloutRequested { .. }
         | Event::DeadlinePassed => unreachable!("an instance's event does not make a session"),
     }
-}
-
-fn request_of(event: &Event) -> Option<crate::id::RequestId> {
-    match event {
-        Event::MessageSubmitted { request, .. }
-        | Event::SessionRequested { request, .. }
-        | Event::RedriveRequested { request, .. }
-        | Event::DropRequested { request, .. }
-        | Event::UploadSubmitted { request, .. }
-        | Event::RestoreRequested { request, .. }
-        | Event::CheckpointOffered { request, .. } => Some(*request),
-        Event::InstanceStarted { .. }
-        | Event::InstanceStartFailed { .. }
-        | Event::BridgeAttached { .. }
-        | Event::BridgeDetached { .. }
-        | Event::InstanceReady { .. }
-        | Event::TurnProgressed { .. }
-        | Event::TurnEnded { .. }
-        | Event::HoldTaken { .. }
-        | Event::InputsListed { .. }
-        | Event::FilesProgressed { .. }
-        | Event::FilesSynced { .. }
-        | Event::FilesSyncFailed { .. }
-        | Event::InstanceExited { .. }
-        | Event::DeadlinePassed => None,
-    }
-}
-
-/// What a past life says is counted, and answered so that it stops saying it.
-fn stale(event: Event, effects: &mut Effects) {
-    effects.stale += 1;
-    let command = match event {
-        Event::BridgeAttached { instance, boot, .. } => {
-            let why = "this start of the session is over";
-            Some(Command::RefuseBridge { instance, boot, why })
-        }
-        Event::TurnEnded { instance, turn, .. } => {
-            Some(Command::AcknowledgeTurn { instance, turn })
-        }
-        Event::InstanceExited { instance, .. } => release(instance),
-        Event::CheckpointOffered { request, .. } => {
-            effects.answer(request, Answer::Refused(Refusal::PastLife));
-            None
-        }
-        Event::InputsListed { .. }
-        | Event::FilesProgressed { .. }
-        | Event::FilesSynced { .. }
-        | Event::FilesSyncFailed { .. }
-        | Event::UploadSubmitted { .. }
-        | Event::RestoreRequested { .. }
-        | Event::InstanceStarted { .. }
-        | Event::InstanceStartFailed { .. }
-        | Event::BridgeDetached { .. }
-        | Event::InstanceReady { .. }
-        | Event::TurnProgressed { .. }
-        | Event::HoldTaken { .. }
-        | Event::MessageSubmitted { .. }
-        | Event::SessionRequested { .. }
-        | Event::RedriveRequested { .. }
-        | Event::DropRequested { .. }
-        | Event::DeadlinePassed => None,
-    };
-    effects.commands.extend(command);
-}
-
-fn release(instance: InstanceId) -> Option<Command> {
-    Some(Command::ReleaseInstance { instance })
 }

@@ -21,7 +21,7 @@ use dormouse_core::id::{
     AgentName, BootId, Generation, InstanceId, MessageId, RequestId, SessionId, TurnId,
 };
 use dormouse_core::manifest::{FileKind, FilesVersion, Manifest, ManifestDigest, Sha256Hash};
-use dormouse_core::policy::{AgentPolicy, FilesPolicy, NodePolicy, RetrySafety};
+use dormouse_core::policy::{AgentPolicy, AgentSetup, FilesPolicy, NodePolicy, RetrySafety};
 use dormouse_core::record::{Idempotency, MessageState};
 use dormouse_core::session::phase::Phase;
 use dormouse_core::supervisor::Supervisor;
@@ -195,7 +195,7 @@ fn evidence() -> impl Strategy<Value = Evidence> {
 struct World {
     supervisor: Supervisor,
     store: Store,
-    agents: BTreeMap<AgentName, AgentPolicy>,
+    agents: BTreeMap<AgentName, AgentSetup>,
     node: NodePolicy,
     monotonic: Monotonic,
     wall: Wall,
@@ -219,10 +219,10 @@ impl World {
             files,
             ..AgentPolicy::default()
         };
-        let agents = BTreeMap::from([("a".parse().unwrap(), policy)]);
+        let agents = BTreeMap::from([("a".parse().unwrap(), AgentSetup::only(policy))]);
         let node = NodePolicy { starts_at_once, queue_messages_max: 5, ..NodePolicy::default() };
         Self {
-            supervisor: Supervisor::new(node.clone(), agents.clone()),
+            supervisor: Supervisor::new(node.clone(), agents.clone(), BTreeMap::new()),
             store: Store::default(),
             agents,
             node,
@@ -235,7 +235,7 @@ impl World {
     }
 
     fn has_inputs(&self) -> bool {
-        self.agents.values().any(|policy| policy.files.has_inputs)
+        self.agents.values().any(|setup| setup.policy_of(setup.wanted).files.has_inputs)
     }
 
     fn now(&self) -> Now {
@@ -291,7 +291,7 @@ impl World {
                 Command::DeliverTurn { instance, turn } => {
                     assert!(self.links.contains_key(instance), "{turn} to nobody at {instance}");
                 }
-                Command::LaunchAgent { instance } => {
+                Command::LaunchAgent { instance, .. } => {
                     assert!(self.links.contains_key(instance), "nobody launches {instance}");
                 }
                 Command::ListInputs { instance, look } => {

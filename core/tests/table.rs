@@ -12,14 +12,17 @@ use std::collections::BTreeMap;
 use dormouse_core::cause::Cause;
 use dormouse_core::command::{Answer, Command, Effects, RequestOutcome, Write};
 use dormouse_core::event::{
-    AgentState, CheckpointOffer, DeadLetter, Event, FilesProblem, FilesProgress, SessionRequest,
-    Submission, TurnOutcome, UploadSubmission,
+    AgentState, CheckpointOffer, DeadLetter, Event, FilesProblem, FilesProgress, RolloutRequest,
+    SessionRequest, Setup, Submission, TurnOutcome, UploadSubmission,
 };
 use dormouse_core::evidence::{End, Evidence};
-use dormouse_core::id::{BootId, Generation, InstanceId, MessageId, RequestId, SessionId, TurnId};
+use dormouse_core::id::{
+    AgentName, BootId, Generation, InstanceId, MessageId, RequestId, RevisionNumber, SessionId,
+    TurnId,
+};
 use dormouse_core::journal::Decision;
 use dormouse_core::manifest::{FilesVersion, Manifest};
-use dormouse_core::policy::{AgentPolicy, FilesPolicy, NodePolicy};
+use dormouse_core::policy::{AgentPolicy, AgentSetup, FilesPolicy, NodePolicy};
 use dormouse_core::queue::Queue;
 use dormouse_core::record::{SessionRecord, StoredSession};
 use dormouse_core::session::phase::Phase;
@@ -151,7 +154,9 @@ fn next_event(event: &Event) -> Option<Event> {
         | Event::CheckpointOffered { .. }
         | Event::UploadSubmitted { .. } => next_event_of_files(event),
         Event::RestoreRequested { .. } => exited(),
-        Event::InstanceExited { .. } => Event::DeadlinePassed,
+        Event::InstanceExited { .. } => paused(),
+        Event::RolloutRequested { .. } => configured(),
+        Event::Configured { .. } => Event::DeadlinePassed,
         Event::DeadlinePassed => return None,
     })
 }
@@ -238,9 +243,33 @@ fn name_of(event: &Event) -> String {
             }
             Event::HoldTaken { .. } => "hold taken",
             Event::InstanceExited { .. } => "instance exited, code 1",
+            Event::RolloutRequested { .. } => "rollout paused",
+            Event::Configured { .. } => "agent revised",
             Event::DeadlinePassed => "next deadline",
         };
     name.to_owned()
+}
+
+fn configured() -> Event {
+    let setup = Box::new(Setup { node: NodePolicy::default(), agents: revised() });
+    Event::Configured { request: RequestId(9), setup }
+}
+
+fn paused() -> Event {
+    Event::RolloutRequested {
+        request: RequestId(9),
+        agent: "a".parse().unwrap(),
+        what: RolloutRequest::Pause,
+        by: "ops".parse().unwrap(),
+    }
+}
+
+/// The agent in its second revision.
+fn revised() -> BTreeMap<AgentName, AgentSetup> {
+    let wanted = RevisionNumber(2);
+    let known = [RevisionNumber::FIRST, wanted].map(|known| (known, AgentPolicy::default()));
+    let setup = AgentSetup { wanted, policies: BTreeMap::from(known), canary: None };
+    BTreeMap::from([("a".parse().unwrap(), setup)])
 }
 
 fn session() -> SessionId {
@@ -339,10 +368,10 @@ impl World {
         let files = FilesPolicy { has_inputs: has_files, is_kept: has_files, keep: 2 };
         let mut policy = AgentPolicy { files, ..AgentPolicy::default() };
         policy.memory.first_bytes = Some(256 << 20);
-        let agents = BTreeMap::from([("a".parse().unwrap(), policy)]);
+        let agents = BTreeMap::from([("a".parse().unwrap(), AgentSetup::only(policy))]);
         let starts_at_once = situation.starts_at_once;
         let node = NodePolicy { starts_at_once, ..NodePolicy::default() };
-        let supervisor = Supervisor::new(node, agents);
+        let supervisor = Supervisor::new(node, agents, BTreeMap::new());
         let mut world = Self { supervisor, now: Monotonic(1_000), record: None };
         for event in situation.script.clone() {
             if event == Event::DeadlinePassed {
@@ -391,6 +420,8 @@ impl World {
             | Event::DropRequested { .. }
             | Event::UploadSubmitted { .. }
             | Event::RestoreRequested { .. }
+            | Event::Configured { .. }
+            | Event::RolloutRequested { .. }
             | Event::DeadlinePassed => {}
         }
         event
@@ -467,6 +498,7 @@ fn answer_word(answer: &Answer) -> &'static str {
         Answer::Duplicate { .. } => "duplicate",
         Answer::Uploaded { .. } => "uploaded",
         Answer::CheckpointMade { .. } => "checkpoint",
+        Answer::Configured => "configured",
         Answer::Refused(_) => "refused",
     }
 }
@@ -474,8 +506,8 @@ fn answer_word(answer: &Answer) -> &'static str {
 fn command_word(command: &Command) -> &'static str {
     match command {
         Command::StartInstance { .. } => "start",
-        Command::AdmitBridge { launch: true, .. } => "admit+launch",
-        Command::AdmitBridge { launch: false, .. } => "admit",
+        Command::AdmitBridge { launch: Some(_), .. } => "admit+launch",
+        Command::AdmitBridge { launch: None, .. } => "admit",
         Command::RefuseBridge { .. } => "refuse",
         Command::ListInputs { .. } => "list",
         Command::SyncFiles { .. } => "sync",

@@ -21,18 +21,21 @@ mod pending;
 pub(crate) mod request;
 mod step;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_core::command::Answer;
 use dormouse_core::event::Event;
-use dormouse_core::id::InstanceId;
+use dormouse_core::id::{AgentName, InstanceId};
+use dormouse_core::policy::AgentSetup;
+use dormouse_core::rollout::Rollout;
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::{Monotonic, Now};
 use dormouse_store::{ApplyError, CommitError, PruneError, ReadError, Store};
 use tokio::sync::mpsc;
 
-use crate::config::Config;
+use crate::config::{Agent, Config};
 use crate::hub::{Hub, Place};
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
@@ -101,7 +104,7 @@ impl Engine {
         let EngineParts { store, config, hub, hands, metrics, notifier, requests, events } = parts;
         let newest = store.newest_message_id().map_err(EngineError::Read)?;
         let mut engine = Self {
-            supervisor: empty_supervisor(&config),
+            supervisor: empty_supervisor(&config, BTreeMap::new()),
             mint: Mint::after(newest),
             clock: Clock::start(),
             next_request: 0,
@@ -281,13 +284,14 @@ impl Engine {
     /// From the store alone, as after a restart, without one. Bridges dial again and repeat what
     /// was not acknowledged.
     fn start_over(&mut self) -> Result<(), EngineError> {
-        self.supervisor = empty_supervisor(&self.config);
+        let rollouts = self.store.rollouts().map_err(EngineError::Read)?;
+        self.supervisor = empty_supervisor(&self.config, rollouts);
         self.hub.forget_turns();
         self.hands.disconnect_bridges();
         match self.rebuild() {
             Ok(()) => self.is_stalled = false,
             Err(error) if error.is_full() => {
-                self.supervisor = empty_supervisor(&self.config);
+                self.supervisor = empty_supervisor(&self.config, BTreeMap::new());
                 self.is_stalled = true;
             }
             Err(error) => return Err(error),
@@ -335,10 +339,10 @@ impl Engine {
     }
 }
 
-fn empty_supervisor(config: &Config) -> Supervisor {
-    let agents =
-        config.agents.iter().map(|(name, agent)| (name.clone(), agent.policy.clone())).collect();
-    Supervisor::new(config.node.clone(), agents)
+fn empty_supervisor(config: &Config, rollouts: BTreeMap<AgentName, Rollout>) -> Supervisor {
+    let setup = |agent: &Agent| AgentSetup::only(agent.policy.clone());
+    let agents = config.agents.iter().map(|(name, agent)| (name.clone(), setup(agent))).collect();
+    Supervisor::new(config.node.clone(), agents, rollouts)
 }
 
 impl EngineError {

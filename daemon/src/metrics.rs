@@ -221,6 +221,7 @@ impl Metrics {
                 }
                 Answer::Uploaded { .. } => drop(self.uploads.inc()),
                 Answer::CheckpointMade { .. } => drop(self.checkpoints.inc()),
+                Answer::Configured => {}
                 Answer::Requested(_) => {}
             }
         }

@@ -80,7 +80,8 @@ impl Outcomes {
             | Write::InsertUpload(_)
             | Write::InsertCheckpoint { .. }
             | Write::MarkRedriven { .. }
-            | Write::DropDeadLetter { .. } => {}
+            | Write::DropDeadLetter { .. }
+            | Write::PutRollout { .. } => {}
         }
     }
 

@@ -25,6 +25,7 @@ use dormouse_core::time::Now;
 
 use crate::clients::Asked;
 use crate::engine::NewMessage;
+use crate::engine::setups;
 use crate::store::{MessageRow, Tables};
 use crate::swarm::Config;
 use crate::violation::{Checked, Invariant};
@@ -194,7 +195,7 @@ impl Checker {
                 Asked::Session | Asked::Drop { .. },
                 Answer::Accepted { .. } | Answer::Duplicate { .. },
             )
-            | (_, Answer::Uploaded { .. } | Answer::CheckpointMade { .. })
+            | (_, Answer::Uploaded { .. } | Answer::CheckpointMade { .. } | Answer::Configured)
             | (Asked::Upload | Asked::Offer, _) => false,
         };
         Invariant::HonestAnswer.check(is_honest, || format!("{asked:?} was answered {answer:?}"))
@@ -286,7 +287,8 @@ impl Checker {
         now: Option<Now>,
     ) -> Checked {
         let Some(now) = now else { return Ok(()) };
-        let mut fresh = Supervisor::new(self.node.clone(), self.policies.clone());
+        let mut fresh =
+            Supervisor::new(self.node.clone(), setups(&self.policies), durable.rollouts.clone());
         let ids: Vec<&SessionId> = match only {
             Some(ids) => ids.iter().collect(),
             None => durable.sessions.keys().collect(),

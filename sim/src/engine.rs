@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dormouse_core::command::{Effects, Write};
 use dormouse_core::event::{Attachment, Event, Submission};
 use dormouse_core::id::{AgentName, InstanceId, MessageId, RequestId, SessionId, Subject};
-use dormouse_core::policy::AgentPolicy;
+use dormouse_core::policy::{AgentPolicy, AgentSetup};
 use dormouse_core::record::Idempotency;
 use dormouse_core::session::phase::Phase;
 use dormouse_core::supervisor::Supervisor;
@@ -106,7 +106,11 @@ const IDLE_TURNS_MAX: u64 = 100;
 impl Engine {
     pub(crate) fn new(config: &Config) -> Self {
         Self {
-            supervisor: Supervisor::new(config.node.clone(), config.agents.clone()),
+            supervisor: Supervisor::new(
+                config.node.clone(),
+                setups(&config.agents),
+                BTreeMap::new(),
+            ),
             is_up: true,
             life: 0,
             epoch: 0,
@@ -396,6 +400,12 @@ impl World {
         }
         event
     }
+}
+
+/// Agents in their first revision.
+pub(crate) fn setups(agents: &BTreeMap<AgentName, AgentPolicy>) -> BTreeMap<AgentName, AgentSetup> {
+    let only = |policy: &AgentPolicy| AgentSetup::only(policy.clone());
+    agents.iter().map(|(name, policy)| (name.clone(), only(policy))).collect()
 }
 
 /// Of a session that stood in line: the first event after a rebuild lets it in, whatever it says.

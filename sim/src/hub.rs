@@ -254,7 +254,7 @@ impl World {
                 if let Some(id) = self.link_of(instance, Some(*boot)) {
                     let link = self.links.get_mut(&id).expect("the link was just found");
                     link.is_admitted = true;
-                    self.send_down(id, Down::Welcome { launch: *launch });
+                    self.send_down(id, Down::Welcome { launch: launch.is_some() });
                 }
             }
             Command::RefuseBridge { instance, boot, why: _ } => {
@@ -266,7 +266,7 @@ impl World {
             Command::SyncFiles { instance, version } => {
                 self.tell_bridge(instance, Down::Sync { version: *version });
             }
-            Command::LaunchAgent { instance } => self.tell_bridge(instance, Down::Launch),
+            Command::LaunchAgent { instance, .. } => self.tell_bridge(instance, Down::Launch),
             Command::DeliverTurn { instance, turn } => {
                 let row = self.durable.messages.get(&turn.message);
                 let text = row.map(|row| row.record.text.clone()).unwrap_or_default();

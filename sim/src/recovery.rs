@@ -19,6 +19,7 @@ use dormouse_core::id::InstanceId;
 use dormouse_core::policy::NodePolicy;
 use dormouse_core::supervisor::Supervisor;
 
+use crate::engine::setups;
 use crate::engine::{Batch, Input};
 use crate::fault::Fault;
 use crate::sabotage::Sabotage;
@@ -100,7 +101,10 @@ impl World {
         let now = self.read_clocks();
         self.checker.rebuilt(self.now, now.wall);
         let node: NodePolicy = self.config.node.clone();
-        self.engine.supervisor = Supervisor::new(node, self.engine.agents.clone());
+        self.engine.supervisor = {
+            let agents = setups(&self.engine.agents);
+            Supervisor::new(node, agents, self.durable.rollouts.clone())
+        };
         let mut batch = Batch { is_recovery: true, ..Batch::default() };
         for id in self.durable.awake_sessions() {
             let mut stored = self.durable.stored(&id).expect("a session that was listed is there");

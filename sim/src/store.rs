@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dormouse_core::command::Write;
 use dormouse_core::event::{DeadLetter, PriorMessage};
-use dormouse_core::id::{Generation, InstanceId, MessageId, SessionId, Subject, TurnId};
+use dormouse_core::id::{AgentName, Generation, InstanceId, MessageId, SessionId, Subject, TurnId};
 use dormouse_core::journal::Decision;
 use dormouse_core::limits;
 use dormouse_core::manifest::ManifestDigest;
@@ -25,6 +25,7 @@ use dormouse_core::record::{
     CheckpointRecord, Delivery, ExitRecord, MessageRecord, MessageState, SessionRecord,
     StoredSession, UploadRecord,
 };
+use dormouse_core::rollout::Rollout;
 use dormouse_core::session::phase::Phase;
 use dormouse_core::time::Wall;
 
@@ -52,6 +53,7 @@ pub(crate) struct Tables {
     /// Rows of the journal per session.
     pub(crate) decisions: BTreeMap<SessionId, u64>,
     uploads: BTreeMap<SessionId, u64>,
+    pub(crate) rollouts: BTreeMap<AgentName, Rollout>,
     pub(crate) checkpoints: BTreeMap<(SessionId, u64), ManifestDigest>,
     /// Since the last pass through the codec.
     fresh_exits: Vec<ExitRecord>,
@@ -109,6 +111,10 @@ impl Tables {
             Write::InsertUpload(record) => self.insert_upload(record),
             Write::InsertCheckpoint { record, keep } => self.insert_checkpoint(record, *keep),
             Write::InsertExit(exit) => self.insert_exit(exit),
+            Write::PutRollout { agent, rollout } => {
+                self.rollouts.insert(agent.clone(), rollout.clone());
+                Ok(())
+            }
             Write::InsertDecision(decision) => {
                 let (from, to) = (decision.from, decision.to);
                 Invariant::Cause.check(from == to || from.may_become(to), || {

@@ -136,6 +136,7 @@ fn put_sessions(store: &mut Store) -> Outcome {
             last_failure: None,
             memory: None,
             files: Default::default(),
+            revision: None,
         }))?;
     }
     Ok(batch.commit()?)

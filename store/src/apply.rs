@@ -58,6 +58,7 @@ impl Batch<'_> {
             Write::InsertCheckpoint { record, keep } => batch.insert_checkpoint(record, *keep),
             Write::InsertExit(record) => batch.insert_exit(record),
             Write::InsertDecision(decision) => batch.insert_decision(decision),
+            Write::PutRollout { agent, rollout } => batch.put_rollout(agent, rollout),
         })
     }
 
@@ -66,14 +67,14 @@ impl Batch<'_> {
         const SQL: &str = "\
             INSERT INTO session (id, agent, subject, created_at_ms, phase, generation, failures, \
               backoff_until_ms, stop, wake_wanted, start_took_ms, last_failure, memory, \
-              files) \
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) \
+              files, revision) \
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \
             ON CONFLICT (id) DO UPDATE SET phase = excluded.phase, \
               generation = excluded.generation, failures = excluded.failures, \
               backoff_until_ms = excluded.backoff_until_ms, stop = excluded.stop, \
               wake_wanted = excluded.wake_wanted, start_took_ms = excluded.start_took_ms, \
               last_failure = excluded.last_failure, memory = excluded.memory, \
-              files = excluded.files \
+              files = excluded.files, revision = excluded.revision \
             WHERE subject = excluded.subject AND created_at_ms = excluded.created_at_ms \
               AND generation <= excluded.generation";
         let phase = record.phase.to_string();
@@ -98,6 +99,7 @@ impl Batch<'_> {
             record.last_failure.map(|cause| cause.code()),
             memory,
             files,
+            record.revision.map(|revision| integer(revision.0)),
         ];
         self.change_one("PutSession", record.id.as_str(), SQL, row)
     }
@@ -375,6 +377,10 @@ fn json(
     encoded.map_err(|error| not_encoded(write, what, &error))
 }
 
-fn not_encoded(write: &'static str, what: &str, error: &serde_json::Error) -> ApplyError {
+pub(crate) fn not_encoded(
+    write: &'static str,
+    what: &str,
+    error: &serde_json::Error,
+) -> ApplyError {
     ApplyError::Invariant { write, what: format!("{what} ({error})") }
 }

@@ -21,6 +21,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, sql: include_str!("migrations/0001_initial.sql") },
     Migration { version: 2, sql: include_str!("migrations/0002_death_explained.sql") },
     Migration { version: 3, sql: include_str!("migrations/0003_files.sql") },
+    Migration { version: 4, sql: include_str!("migrations/0004_revisions.sql") },
 ];
 
 /// What this version reads and writes; SQLite's `user_version`.

@@ -11,7 +11,7 @@ use dormouse_core::command::Write;
 use dormouse_core::diagnosis::own::diagnose_exit;
 use dormouse_core::event::{DeadLetter, PriorMessage};
 use dormouse_core::evidence::{End, Evidence};
-use dormouse_core::id::{Generation, MessageId, SessionId, Subject, TurnId};
+use dormouse_core::id::{Generation, MessageId, RevisionNumber, SessionId, Subject, TurnId};
 use dormouse_core::journal::{Because, Decision};
 use dormouse_core::limits::IDEMPOTENCY_WINDOW;
 use dormouse_core::manifest::{ContentId, FileKind, ManifestDigest, Sha256Hash};
@@ -68,6 +68,8 @@ impl Model {
     fn apply(&mut self, write: &Write) -> Result<(), ()> {
         match write {
             Write::PutSession(record) => return self.put_session(record),
+            // Replaced whole, and looked at beside it: `configs`.
+            Write::PutRollout { .. } => {}
             Write::InsertUpload(record) => return self.insert_upload(record),
             Write::InsertCheckpoint { record, keep } => {
                 return self.insert_checkpoint(record, *keep);
@@ -480,6 +482,7 @@ fn put(draft: &Draft, id: SessionId, model: &Model) -> Write {
             floor: u64::from(draft.small / 2),
             ..FilesRecord::default()
         },
+        revision: (draft.small > 0).then_some(RevisionNumber(u64::from(draft.small))),
         id,
     })
 }
@@ -742,6 +745,7 @@ fn asleep(session: &SessionId, subject: &Subject) -> SessionRecord {
         last_failure: None,
         memory: None,
         files: FilesRecord::default(),
+        revision: None,
     }
 }
 

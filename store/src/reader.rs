@@ -56,6 +56,10 @@ impl Reader {
         Ok(Reader { connection })
     }
 
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// Sessions, the newest first. `before` is the `next` of the page before.
     pub fn sessions(
         &self,

@@ -4,7 +4,7 @@
 //! have written is an error with its column's name, never a default. Absent: SQL.
 
 use dormouse_core::cause::Cause;
-use dormouse_core::id::{Generation, MessageId, SessionId, Subject};
+use dormouse_core::id::{Generation, MessageId, RevisionNumber, SessionId, Subject};
 use dormouse_core::record::{MessageState, SessionRecord, StopReason};
 use dormouse_core::session::phase::Phase;
 use dormouse_core::time::Wall;
@@ -21,11 +21,12 @@ pub(crate) const MESSAGE_STATES: [MessageState; 5] = [
     MessageState::Cancelled,
 ];
 
-pub(crate) const STOP_REASONS: [StopReason; 11] = [
+pub(crate) const STOP_REASONS: [StopReason; 12] = [
     StopReason::Idle,
     StopReason::OperatorStop,
     StopReason::OperatorRestart,
     StopReason::Resize,
+    StopReason::Revision,
     StopReason::StartTimeout,
     StopReason::TurnStuck,
     StopReason::TurnTooLong,
@@ -51,6 +52,7 @@ pub(crate) fn stop_word(stop: StopReason) -> &'static str {
         StopReason::OperatorStop => "operator_stop",
         StopReason::OperatorRestart => "operator_restart",
         StopReason::Resize => "resize",
+        StopReason::Revision => "revision",
         StopReason::StartTimeout => "start_timeout",
         StopReason::TurnStuck => "turn_stuck",
         StopReason::TurnTooLong => "turn_too_long",
@@ -196,7 +198,7 @@ impl<'row> Columns<'row> {
 
 /// The columns that `session_record` reads, in its order.
 pub(crate) const SESSION_COLUMNS: &str = "id, subject, created_at_ms, phase, generation, failures, \
-     backoff_until_ms, stop, wake_wanted, start_took_ms, last_failure, memory, files";
+     backoff_until_ms, stop, wake_wanted, start_took_ms, last_failure, memory, files, revision";
 
 /// Reads `SESSION_COLUMNS` that start at `first`.
 pub(crate) fn session_record(
@@ -223,6 +225,7 @@ pub(crate) fn session_record(
                 columns.parsed(place, |text| serde_json::from_str(text).ok())
             })?
             .unwrap_or_default(),
+        revision: columns.optional(first + 13, Columns::number)?.map(RevisionNumber),
     })
 }
 

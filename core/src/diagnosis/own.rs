@@ -91,6 +91,7 @@ fn initiator(evidence: &Evidence, circumstances: &Circumstances) -> Option<Known
         let who = match stop {
             StopReason::Idle => Initiator::Watchdog { kind: "idle" },
             StopReason::Resize => Initiator::Watchdog { kind: "resize" },
+            StopReason::Revision => Initiator::Watchdog { kind: "revision" },
             StopReason::OperatorStop | StopReason::OperatorRestart => Initiator::User,
             StopReason::StartTimeout
             | StopReason::TurnStuck
@@ -160,6 +161,7 @@ fn stop_words(stop: StopReason) -> &'static str {
     match stop {
         StopReason::Idle => "nothing needed it for its idle limit",
         StopReason::Resize => "its memory limit has risen, which holds from the next start on",
+        StopReason::Revision => "another revision of its agent is in force",
         StopReason::OperatorStop => "somebody asked to stop it",
         StopReason::OperatorRestart => "somebody asked to restart it",
         StopReason::StartTimeout => "it was not ready in time",

@@ -9,7 +9,7 @@
 use crate::command::{Answer, Command, DeniedBecause, IgnoredBecause, RequestOutcome};
 use crate::event::SessionRequest;
 use crate::id::{RequestId, Subject};
-use crate::journal::Because;
+use crate::journal::{Because, RevisionChange};
 use crate::limits;
 use crate::record::StopReason;
 use crate::session::phase::Phase;
@@ -192,6 +192,11 @@ impl Session {
             return;
         }
         let idle_ms = millis(now.since(instance.last_activity));
+        if ctx.is_outdated {
+            let change = RevisionChange::Outdated { revision: ctx.revision };
+            let because = Because::Revision { change };
+            return self.begin_stop(StopReason::Revision, because, ctx);
+        }
         self.begin_stop(StopReason::Idle, Because::WasIdle { idle_ms }, ctx);
     }
 

@@ -30,11 +30,15 @@ impl Session {
 
         let diagnosis = diagnose_exit(&evidence, &circumstances);
         let cause = failure(&diagnosis, &evidence, &circumstances);
-        let paced_as = cause.or_else(|| self.unwanted_end(&evidence, circumstances.stop));
-        let summary = ExitSummary::of(&evidence, cause, circumstances.stop);
         let peak_bytes = evidence.memory_peak_bytes;
         let stop = circumstances.stop;
         let has_more_memory = self.size(&diagnosis, peak_bytes, stop, ctx);
+        let is_fault_of_trial = !has_more_memory && self.exit_in_trial(cause, &diagnosis, ctx);
+        let paced_as = match is_fault_of_trial {
+            true => None,
+            false => cause.or_else(|| self.unwanted_end(&evidence, circumstances.stop)),
+        };
+        let summary = ExitSummary::of(&evidence, cause, circumstances.stop);
         ctx.effects.write(Write::InsertExit(ExitRecord {
             session: self.id.clone(),
             generation: self.generation,
@@ -53,7 +57,7 @@ impl Session {
             self.failures = in_a_row.saturating_add(1);
             self.last_failure = Some(cause);
         }
-        if self.phase == Phase::Starting && cause.is_some() {
+        if self.phase == Phase::Starting && cause.is_some() && !is_fault_of_trial {
             // The start that was asked for has failed. One that was lost with a daemon has not.
             self.wake_wanted = false;
         }
@@ -63,7 +67,7 @@ impl Session {
         if let Some(turn) = turn {
             match cause {
                 // The limit was at fault and not the message; that can happen only so often.
-                Some(cause) if has_more_memory => {
+                Some(cause) if has_more_memory || is_fault_of_trial => {
                     self.attempt_was_cut_short(turn, cause, restart_at, ctx);
                 }
                 Some(cause) => {

@@ -29,10 +29,13 @@ impl Session {
         };
         self.generation = self.generation.next();
         self.instance = Some(Box::new(Instance::new(ctx.now.monotonic)));
+        self.revision = Some(ctx.revision);
         self.enter(Phase::Starting, because, ctx);
+        self.note_trial(ctx);
         let memory_limit_bytes = self.memory_limit(ctx);
-        let instance = self.instance_id();
-        ctx.effects.command(Command::StartInstance { instance, memory_limit_bytes });
+        let (instance, revision) = (self.instance_id(), ctx.revision);
+        let start = Command::StartInstance { instance, revision, memory_limit_bytes };
+        ctx.effects.command(start);
         let estimate = self.start_took.or(ctx.start_estimate);
         for message in self.queue.messages() {
             ctx.effects.tell(message, News::Waking { estimate });
@@ -67,7 +70,9 @@ impl Session {
         instance.files.start_over();
         let is_to_launch = phase == Phase::Starting && agent == AgentState::NotLaunched;
         let launch = is_to_launch && !self.needs_files(ctx);
-        ctx.effects.command(Command::AdmitBridge { instance: instance_id, boot, launch });
+        let launched = launch.then_some(ctx.revision);
+        let admit = Command::AdmitBridge { instance: instance_id, boot, launch: launched };
+        ctx.effects.command(admit);
         match (phase, agent) {
             (Phase::Starting, AgentState::NotLaunched) => {
                 if !launch && self.files_are_in_place(ctx) {
@@ -122,7 +127,8 @@ impl Session {
     pub(super) fn launch(&mut self, ctx: &mut Context<'_>) {
         self.use_files(ctx);
         self.instance_mut().launch_from = ctx.now.monotonic;
-        ctx.effects.command(Command::LaunchAgent { instance: self.instance_id() });
+        let (instance, revision) = (self.instance_id(), ctx.revision);
+        ctx.effects.command(Command::LaunchAgent { instance, revision });
     }
 
     pub(super) fn became_ready(&mut self, ctx: &mut Context<'_>) {
@@ -134,6 +140,7 @@ impl Session {
         self.start_took = Some(took);
         self.wake_wanted = false;
         self.enter(Phase::Awake, Because::BecameReady { took_ms: millis(took) }, ctx);
+        self.ready_in_trial(ctx);
         self.deliver_next(ctx);
     }
 
@@ -146,9 +153,12 @@ impl Session {
         }
         match self.phase {
             Phase::Starting | Phase::Stopping => {
+                self.instance = None;
+                if self.start_failed_in_trial(&error, ctx) {
+                    return;
+                }
                 // What was asked for while it was being stopped is still to come.
                 self.wake_wanted &= self.phase == Phase::Stopping;
-                self.instance = None;
                 self.failures = self.failures.saturating_add(1);
                 self.last_failure = Some(Cause::StartFailed);
                 let restart = self.pause(ctx);

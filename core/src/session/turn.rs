@@ -15,7 +15,7 @@ use crate::command::{
 use crate::event::{Attachment, DeadLetter, Submission, TurnOutcome};
 use crate::hold::Taken;
 use crate::id::{MessageId, RequestId, Subject, TurnId};
-use crate::journal::{Because, count};
+use crate::journal::{Because, RevisionChange, count};
 use crate::limits;
 use crate::policy::RetrySafety;
 use crate::queue::AfterFailure;
@@ -177,9 +177,15 @@ impl Session {
         };
         instance.last_activity = now;
         let took = now.since(running.clock.started_at());
+        let failed_trial = self.turn_ended_in_trial(&outcome, ctx);
         let has_outgrown_it = match outcome {
             TurnOutcome::Answered { text, exit_code } => {
                 self.answered(turn, text, exit_code, took, ctx);
+                false
+            }
+            TurnOutcome::Failed { cause, message, .. } if failed_trial && ctx.canary.is_none() => {
+                self.note_failure(turn, cause, &message, Some(ctx.now.wall), ctx);
+                self.attempt_was_cut_short(turn, cause, None, ctx);
                 false
             }
             TurnOutcome::Failed { cause, message, retryable, exit_code } => {
@@ -187,6 +193,11 @@ impl Session {
             }
         };
         match self.phase {
+            Phase::Awake if failed_trial => {
+                let change = RevisionChange::Outdated { revision: ctx.revision };
+                let because = Because::Revision { change };
+                self.begin_stop(StopReason::Revision, because, ctx);
+            }
             Phase::Awake if has_outgrown_it => {
                 self.begin_stop(StopReason::Resize, Because::MemoryOutgrown, ctx);
             }

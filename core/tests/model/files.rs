@@ -59,7 +59,7 @@ impl FilesBooks {
                     let look = Look { number, seen, newest_message, is_used_by_launch: false };
                     self.looks.insert(instance.clone(), look);
                 }
-                Command::LaunchAgent { instance } => {
+                Command::LaunchAgent { instance, .. } => {
                     self.use_proof(instance, None, uploads(instance));
                 }
                 Command::DeliverTurn { instance, turn } => {

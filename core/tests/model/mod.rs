@@ -14,11 +14,12 @@ use dormouse_core::command::{Answer, Command, Effects, Write};
 use dormouse_core::event::{DeadLetter, Event, PriorMessage};
 use dormouse_core::id::{AgentName, Generation, MessageId, SessionId, Subject};
 use dormouse_core::journal::Decision;
-use dormouse_core::policy::{AgentPolicy, NodePolicy};
+use dormouse_core::policy::{AgentSetup, NodePolicy};
 use dormouse_core::queue::Queue;
 use dormouse_core::record::{
     Delivery, ExitRecord, MessageRecord, MessageState, SessionRecord, StoredSession,
 };
+use dormouse_core::rollout::Rollout;
 use dormouse_core::session::phase::Phase;
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::{Now, Wall};
@@ -34,6 +35,7 @@ pub(crate) struct Store {
     exits: BTreeMap<(SessionId, Generation), ExitRecord>,
     /// The newest upload of each session.
     uploads: BTreeMap<SessionId, u64>,
+    pub(crate) rollouts: BTreeMap<AgentName, Rollout>,
     files: FilesBooks,
 }
 
@@ -116,7 +118,9 @@ impl Store {
             | Event::DropRequested { request, .. }
             | Event::UploadSubmitted { request, .. }
             | Event::RestoreRequested { request, .. }
-            | Event::CheckpointOffered { request, .. } => vec![*request],
+            | Event::CheckpointOffered { request, .. }
+            | Event::Configured { request, .. }
+            | Event::RolloutRequested { request, .. } => vec![*request],
             Event::InstanceStarted { .. }
             | Event::InstanceStartFailed { .. }
             | Event::BridgeAttached { .. }
@@ -172,6 +176,9 @@ impl Store {
     fn apply(&mut self, write: &Write) {
         match write {
             Write::PutSession(record) => self.put_session(record),
+            Write::PutRollout { agent, rollout } => {
+                self.rollouts.insert(agent.clone(), rollout.clone());
+            }
             // Numbers without a gap.
             Write::InsertUpload(record) => {
                 let newest = self.uploads.entry(record.session.clone()).or_default();
@@ -301,10 +308,10 @@ impl Store {
         &self,
         now: Now,
         node: NodePolicy,
-        agents: BTreeMap<AgentName, AgentPolicy>,
+        agents: BTreeMap<AgentName, AgentSetup>,
         effects: &mut Effects,
     ) -> Supervisor {
-        let mut supervisor = Supervisor::new(node, agents);
+        let mut supervisor = Supervisor::new(node, agents, self.rollouts.clone());
         let mut awake: Vec<StoredSession> =
             self.sessions.keys().filter_map(|id| self.stored(id)).filter(is_needed).collect();
         let oldest = |stored: &StoredSession| stored.deliveries.first().map(|head| head.message);
@@ -320,7 +327,7 @@ impl Store {
         &self,
         running: &Supervisor,
         now: Now,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
+        agents: &BTreeMap<AgentName, AgentSetup>,
     ) {
         let no_starts = NodePolicy { starts_at_once: 0, ..NodePolicy::default() };
         let rebuilt = self.recover(now, no_starts, agents.clone(), &mut Effects::default());
@@ -338,6 +345,11 @@ impl Store {
                     ),
                 }
             }
+        }
+        for (name, rollout) in running.rollouts() {
+            let kept = self.rollouts.get(name);
+            let first = Rollout::first(rollout.wanted);
+            assert_eq!(kept.unwrap_or(&first), rollout, "{name}");
         }
         for session in running.sessions() {
             assert!(self.sessions.contains_key(session.id()), "{} has no row", session.id());

@@ -23,6 +23,7 @@
 //! inputs are january · inputs lack "*.csv" · inputs cannot be listed "why"
 //! files come 1 of 2 · files synced january+1 · sync january+1 fails "why", retryable
 //! checkpoint offered lineage 0 uploads 1
+//! config a revision 2 · config a revision 2 canary pong · rollout a pauses
 //! +5m · nothing runs for 5m · wall clock +1h · wall clock -1h
 //! the daemon dies and comes back · the daemon dies and comes back without agent a
 //! ```
@@ -51,6 +52,7 @@ mod memory;
 mod operator;
 mod poison;
 mod queue;
+mod revisions;
 mod start;
 mod stuck;
 

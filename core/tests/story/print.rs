@@ -6,6 +6,7 @@
 use dormouse_core::command::{
     Answer, Command, DeniedBecause, Effects, IgnoredBecause, News, Refusal, RequestOutcome, Write,
 };
+use dormouse_core::id::RevisionNumber;
 use dormouse_core::journal::{Decision, human_span};
 use dormouse_core::manifest::FilesVersion;
 use dormouse_core::record::MessageState;
@@ -41,6 +42,14 @@ fn decision_line(decision: &Decision, has_many_sessions: bool) -> String {
     format!("journal: {session}{place}: {because}")
 }
 
+/// Most stories have one revision.
+fn in_revision(revision: RevisionNumber) -> String {
+    match revision {
+        RevisionNumber::FIRST => String::new(),
+        later => format!(" in revision {later}"),
+    }
+}
+
 /// `msg_0000…0007` is called m7 in stories.
 fn with_short_ids(text: &str) -> String {
     let mut parts = text.split("msg_");
@@ -66,6 +75,7 @@ fn told(answer: &Answer) -> String {
         }
         Answer::Uploaded { number } => format!("will be there, upload {number}"),
         Answer::CheckpointMade { number } => format!("is checkpoint {number}"),
+        Answer::Configured => "is in force".to_owned(),
         Answer::Requested(outcome) => outcome_words(*outcome),
         Answer::Refused(refusal) => format!("refused, {}", refusal_words(refusal)),
     }
@@ -81,6 +91,7 @@ fn outcome_words(outcome: RequestOutcome) -> String {
                 IgnoredBecause::AlreadyAsleep => "already asleep",
                 IgnoredBecause::AlreadyStopping => "already stopping",
                 IgnoredBecause::AlreadyEnded => "the message has already ended",
+                IgnoredBecause::AlreadySo => "already so",
             };
             format!("ignored, {because}")
         }
@@ -148,15 +159,14 @@ fn heard(news: &News, now: Wall) -> String {
 
 fn order(command: &Command) -> String {
     match command {
-        Command::StartInstance { instance, memory_limit_bytes: None } => {
-            format!("start {instance}")
-        }
-        Command::StartInstance { instance, memory_limit_bytes: Some(bytes) } => {
-            format!("start {instance} with {} MiB", bytes >> 20)
+        Command::StartInstance { instance, revision, memory_limit_bytes } => {
+            let memory = memory_limit_bytes.map(|bytes| format!(" with {} MiB", bytes >> 20));
+            format!("start {instance}{}{}", memory.unwrap_or_default(), in_revision(*revision))
         }
         Command::AdmitBridge { instance, boot, launch } => {
-            let launch = if *launch { ", execute the agent" } else { "" };
-            format!("admit {instance}, boot {}{launch}", boot.0)
+            let launch =
+                launch.map(|revision| format!(", execute the agent{}", in_revision(revision)));
+            format!("admit {instance}, boot {}{}", boot.0, launch.unwrap_or_default())
         }
         Command::RefuseBridge { instance, boot, why } => {
             format!("refuse {instance}, boot {}, {why}", boot.0)
@@ -165,7 +175,9 @@ fn order(command: &Command) -> String {
         Command::SyncFiles { instance, version } => {
             format!("sync {instance} to {}", version_name(*version))
         }
-        Command::LaunchAgent { instance } => format!("launch {instance}"),
+        Command::LaunchAgent { instance, revision } => {
+            format!("launch {instance}{}", in_revision(*revision))
+        }
         Command::DeliverTurn { instance, turn } => {
             format!("deliver {} to {instance}", turn_name(*turn))
         }

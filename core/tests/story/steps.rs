@@ -5,13 +5,13 @@
 
 use dormouse_core::cause::Cause;
 use dormouse_core::event::{
-    AgentState, Attachment, CheckpointOffer, Event, FilesProblem, FilesProgress, SessionRequest,
-    Submission, TurnOutcome, UploadSubmission,
+    AgentState, Attachment, CheckpointOffer, Event, FilesProblem, FilesProgress, RolloutRequest,
+    SessionRequest, Setup, Submission, TurnOutcome, UploadSubmission,
 };
 use dormouse_core::evidence::{AskedBy, End, Evidence, OomVictim};
-use dormouse_core::id::{BootId, InstanceId, SessionId, Subject, TurnId};
+use dormouse_core::id::{BootId, InstanceId, RevisionNumber, SessionId, Subject, TurnId};
 use dormouse_core::manifest::{ContentId, FileKind, Sha256Hash};
-use dormouse_core::policy::{AgentPolicy, RetrySafety};
+use dormouse_core::policy::{AgentPolicy, AgentSetup, Canary, RetrySafety};
 use dormouse_core::record::Idempotency;
 use dormouse_core::time::millis;
 
@@ -26,6 +26,7 @@ pub(crate) fn run(world: &mut World, step: &str) {
     }
     world.note_step(step);
     let is_known = pass(world, &words)
+        || config(world, &words)
         || request(world, &words)
         || with_instance(world, &words, outside)
         || with_instance(world, &words, files)
@@ -43,7 +44,8 @@ fn set(world: &mut World, words: &[&str]) -> bool {
                 let [key, value] = setting else { panic!("a setting has a value: {setting:?}") };
                 set_limit(&mut policy, key, value);
             }
-            world.agents.insert(name.trim_end_matches(':').parse().unwrap(), policy);
+            let setup = AgentSetup::only(policy);
+            world.agents.insert(name.trim_end_matches(':').parse().unwrap(), setup);
         }
         ["node:", settings @ ..] => {
             let mut rest = settings;
@@ -96,6 +98,28 @@ fn mebibytes(text: &str) -> u64 {
     mebibytes << 20
 }
 
+/// A new config: of one agent, a new revision with the same limits, and maybe a canary turn.
+fn config(world: &mut World, words: &[&str]) -> bool {
+    let (name, revision, canary) = match words {
+        ["config", name, "revision", revision] => (name, revision, None),
+        ["config", name, "revision", revision, "canary", expects] => {
+            let session = format!("{name}/canary").parse().unwrap();
+            let expects = Some((*expects).to_owned());
+            (name, revision, Some(Canary { session, expects }))
+        }
+        _other => return false,
+    };
+    let setup = world.agents.get_mut(*name).expect("the agent is configured");
+    let policy = setup.policies[&setup.wanted].clone();
+    setup.wanted = RevisionNumber(number(revision));
+    setup.policies.insert(setup.wanted, policy);
+    setup.canary = canary;
+    let setup = Box::new(Setup { node: world.node.clone(), agents: world.agents.clone() });
+    let request = world.next_request();
+    world.handle(Event::Configured { request, setup });
+    true
+}
+
 /// Time, and what befalls the daemon itself.
 fn pass(world: &mut World, words: &[&str]) -> bool {
     match words {
@@ -120,6 +144,18 @@ fn pass(world: &mut World, words: &[&str]) -> bool {
 fn request(world: &mut World, words: &[&str]) -> bool {
     let operator = || "ops".parse::<Subject>().unwrap();
     let event = match words {
+        ["rollout", agent, what] => Event::RolloutRequested {
+            request: world.next_request(),
+            agent: agent.parse().unwrap(),
+            what: match *what {
+                "pauses" => RolloutRequest::Pause,
+                "resumes" => RolloutRequest::Resume,
+                "aborts" => RolloutRequest::Abort,
+                "retries" => RolloutRequest::Retry,
+                other => panic!("a rollout does not {other}"),
+            },
+            by: operator(),
+        },
         ["send", message, "to", session, rest @ ..] => {
             let submission = submission(world, message, session, rest);
             Event::MessageSubmitted { request: world.next_request(), submission }
@@ -160,7 +196,9 @@ fn request(world: &mut World, words: &[&str]) -> bool {
         },
         _other => return false,
     };
-    world.focus_on(event.session().expect("requests are about sessions"));
+    if let Some(session) = event.session() {
+        world.focus_on(session);
+    }
     world.handle(event);
     true
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use dormouse_core::command::{Command, Effects};
 use dormouse_core::event::Event;
 use dormouse_core::id::{AgentName, InstanceId, RequestId, SessionId, TurnId};
-use dormouse_core::policy::{AgentPolicy, NodePolicy};
+use dormouse_core::policy::{AgentPolicy, AgentSetup, NodePolicy};
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::{Monotonic, Now, Wall};
 
@@ -24,7 +24,7 @@ const WALL_AT_BEGIN: u64 = 1_500_000_000_000;
 
 pub(crate) struct World {
     pub(crate) store: Store,
-    pub(crate) agents: BTreeMap<AgentName, AgentPolicy>,
+    pub(crate) agents: BTreeMap<AgentName, AgentSetup>,
     pub(crate) node: NodePolicy,
     supervisor: Option<Supervisor>,
     elapsed: Duration,
@@ -47,7 +47,7 @@ impl World {
         let sessions: BTreeSet<SessionId> = named.filter_map(|word| word.parse().ok()).collect();
         Self {
             store: Store::default(),
-            agents: [("a".parse().unwrap(), AgentPolicy::default())].into(),
+            agents: [("a".parse().unwrap(), AgentSetup::only(AgentPolicy::default()))].into(),
             node: NodePolicy::default(),
             supervisor: None,
             elapsed: Duration::ZERO,
@@ -199,7 +199,8 @@ impl World {
     /// The first event of a story ends its settings.
     fn ensure_daemon(&mut self) {
         let (node, agents) = (&self.node, &self.agents);
-        self.supervisor.get_or_insert_with(|| Supervisor::new(node.clone(), agents.clone()));
+        self.supervisor
+            .get_or_insert_with(|| Supervisor::new(node.clone(), agents.clone(), BTreeMap::new()));
     }
 
     fn print(&mut self, effects: &Effects) {

@@ -137,7 +137,10 @@ pub(crate) async fn accepted(
             }
         }
         Answer::Refused(refusal) => return Err(Problem::refused(&refusal)),
-        Answer::Requested(_) | Answer::Uploaded { .. } | Answer::CheckpointMade { .. } => {
+        Answer::Requested(_)
+        | Answer::Uploaded { .. }
+        | Answer::CheckpointMade { .. }
+        | Answer::Configured => {
             unreachable!("no answer to a message")
         }
     };

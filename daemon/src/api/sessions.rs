@@ -213,7 +213,8 @@ pub(crate) fn requested(verdict: Verdict) -> Result<Requested, Problem> {
         Answer::Accepted { .. }
         | Answer::Duplicate { .. }
         | Answer::Uploaded { .. }
-        | Answer::CheckpointMade { .. } => {
+        | Answer::CheckpointMade { .. }
+        | Answer::Configured => {
             unreachable!("a request is not answered as a message is")
         }
     };
@@ -238,6 +239,7 @@ fn ignored_code(because: dormouse_core::command::IgnoredBecause) -> &'static str
         IgnoredBecause::AlreadyAsleep => "already_asleep",
         IgnoredBecause::AlreadyStopping => "already_stopping",
         IgnoredBecause::AlreadyEnded => "already_ended",
+        IgnoredBecause::AlreadySo => "already_so",
     }
 }
 

@@ -82,11 +82,11 @@ impl Hands {
     /// `texts` has the text of every turn that the batch delivers.
     pub(crate) fn act(&self, command: Command, texts: &mut BTreeMap<TurnId, String>) {
         match command {
-            Command::StartInstance { instance, memory_limit_bytes } => {
+            Command::StartInstance { instance, revision: _, memory_limit_bytes } => {
                 self.start(instance, memory_limit_bytes);
             }
             Command::AdmitBridge { instance, boot, launch } => {
-                let launch = match launch.then(|| self.launch(&instance)).transpose() {
+                let launch = match launch.map(|_| self.launch(&instance)).transpose() {
                     Ok(launch) => launch,
                     Err(error) => {
                         let why = "its agent cannot be launched".to_owned();
@@ -108,7 +108,7 @@ impl Hands {
                 let files = self.drivers.files_dial.clone();
                 self.to_bridge(&instance, ToBridge::Sync { version, files, workspace });
             }
-            Command::LaunchAgent { instance } => match self.launch(&instance) {
+            Command::LaunchAgent { instance, revision: _ } => match self.launch(&instance) {
                 Ok(launch) => self.to_bridge(&instance, ToBridge::Launch { launch }),
                 Err(error) => {
                     let why = "its agent cannot be launched".to_owned();

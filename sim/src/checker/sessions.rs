@@ -153,6 +153,8 @@ impl Watch {
             | Event::FilesSyncFailed { .. }
             | Event::CheckpointOffered { .. }
             | Event::InstanceExited { .. }
+            | Event::Configured { .. }
+            | Event::RolloutRequested { .. }
             | Event::DeadlinePassed => {}
         }
     }
@@ -271,7 +273,8 @@ impl Checker {
             Write::InsertUpload(record) => self.files.uploaded(&record.session, record.number),
             Write::MarkRedriven { .. }
             | Write::DropDeadLetter { .. }
-            | Write::InsertCheckpoint { .. } => {}
+            | Write::InsertCheckpoint { .. }
+            | Write::PutRollout { .. } => {}
         }
         Ok(())
     }

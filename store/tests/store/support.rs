@@ -6,7 +6,7 @@ use dormouse_core::cause::Cause;
 use dormouse_core::command::Write;
 use dormouse_core::diagnosis::own::diagnose_exit;
 use dormouse_core::evidence::{AskedBy, End, Evidence};
-use dormouse_core::id::{Generation, MessageId, SessionId, Subject, TurnId};
+use dormouse_core::id::{Generation, MessageId, RevisionNumber, SessionId, Subject, TurnId};
 use dormouse_core::journal::{Because, Decision};
 use dormouse_core::record::{
     Circumstances, ExitRecord, FilesRecord, Idempotency, MessageRecord, SessionRecord, StopReason,
@@ -45,6 +45,7 @@ pub(crate) fn sleeping(name: &str) -> SessionRecord {
         last_failure: None,
         memory: None,
         files: Default::default(),
+        revision: None,
     }
 }
 
@@ -53,6 +54,7 @@ pub(crate) fn draining(name: &str) -> SessionRecord {
     SessionRecord {
         phase: Phase::Draining,
         generation: Generation(7),
+        revision: Some(RevisionNumber(3)),
         failures: 3,
         backoff_until: Some(Wall(1_700_000_009_000)),
         stop: Some(StopReason::OperatorRestart),
