@@ -9,6 +9,8 @@ mod agent;
 mod error;
 pub(crate) mod files;
 mod flat;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod laws;
 mod location;
 mod notify;
 pub(crate) mod plan;
@@ -16,6 +18,7 @@ mod policies;
 mod prices;
 #[cfg(test)]
 mod reference;
+#[cfg_attr(not(any(test, fuzzing)), expect(dead_code, reason = "nobody keeps revisions yet"))]
 pub(crate) mod revision;
 #[cfg(test)]
 mod samples_test;
@@ -38,7 +41,7 @@ use dormouse_core::id::AgentName;
 use dormouse_core::limits;
 use dormouse_core::policy::{AgentPolicy, NodePolicy};
 use dormouse_edge::driver::fake::FakeScript;
-pub(crate) use error::{ConfigError, Wrong};
+pub(crate) use error::ConfigError;
 use files::{FilesSetting, Input, S3Setting};
 pub(crate) use flat::Effective;
 use policies::{breaker_of, heap_follows, memory_of, policy_of};
@@ -46,6 +49,7 @@ pub(crate) use prices::Prices;
 use prices::prices_of;
 pub(crate) use tables::File;
 use tables::WhenNoCgroup;
+pub(crate) use value::written;
 
 use crate::machine;
 use crate::notify::Target;

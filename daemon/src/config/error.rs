@@ -1,8 +1,8 @@
 //! What is wrong with a config: file, line, column, setting, and what it was probably meant to be.
 //!
 //! Owner: `config::load` and `config::parse`. Invariants: it is one line; what it names is written
-//! as in the file; values of the environment of agents are not repeated in it. Absent: more than
-//! the first thing that is wrong.
+//! as in the file; the line that is wrong, which may hold more than is to be seen in a log, is kept
+//! apart. Absent: more than the first thing that is wrong.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +22,7 @@ pub(crate) enum ConfigError {
     NotText { path: PathBuf, line: usize },
     #[error(transparent)]
     Wrong(#[from] Box<Wrong>),
-    #[error("DORMOUSE_LISTEN is wrong: '{value}' is no address: write for example 127.0.0.1:7766")]
+    #[error("DORMOUSE_LISTEN is wrong: {value:?} is no address: write for example 127.0.0.1:7766")]
     Environment { value: String },
 }
 
@@ -58,7 +58,7 @@ impl ConfigError {
     pub(super) fn of_parser(error: &toml::de::Error, text: &str, path: &Path) -> Self {
         let mut offset = error.span().map(|span| span.start);
         let mut setting = offset.and_then(|offset| location::setting_at(text, offset));
-        let mut problem = error.message().replace('\n', ", ");
+        let mut problem = error.message().trim_end().replace('\n', ", ");
         if let Some(unknown) = Unknown::of(error.message()) {
             let around = setting.unwrap_or_default();
             let last = location::quoted(unknown.key);
@@ -84,10 +84,23 @@ impl ConfigError {
         setting: Option<String>,
         problem: String,
     ) -> Self {
+        let problem = on_one_line(&problem);
         let place = offset.map(|offset| location::place_at(text, offset));
         let line = place.and_then(|place| text.lines().nth(place.line - 1)).map(str::to_owned);
         Self::Wrong(Box::new(Wrong { path: path.to_owned(), place, setting, problem, line }))
     }
+}
+
+/// What was written stands in it, and may be more than one.
+fn on_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            control if control.is_control() => line.extend(control.escape_default()),
+            plain => line.push(plain),
+        }
+    }
+    line
 }
 
 /// The parser's words on a key that it does not know.

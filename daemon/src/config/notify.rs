@@ -8,13 +8,15 @@
 use serde::Deserialize;
 
 use super::setting::{Live, Setting, Table, Visitor, doc};
+use super::value::PrivateText;
 use super::{Problem, problem};
 use crate::notify::{Target, WebhookAddress};
 
 #[derive(Debug, Clone, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct NotifyTable {
-    webhook: Setting<Option<String>, Live>,
+    /// There may be a token in it.
+    webhook: Setting<Option<PrivateText>, Live>,
     command: Setting<Option<Vec<String>>, Live>,
 }
 
@@ -31,7 +33,7 @@ impl Table for NotifyTable {
 
 pub(super) fn targets_of(table: NotifyTable) -> Result<Vec<Target>, Problem> {
     let mut targets = Vec::new();
-    if let Some(url) = table.webhook.into_value() {
+    if let Some(PrivateText(url)) = table.webhook.into_value() {
         let words = "must be http://HOST[:PORT][/PATH]; for https, let `command` call curl";
         let address =
             WebhookAddress::parse(&url).ok_or_else(|| problem("notify.webhook", words))?;

@@ -4,7 +4,9 @@
 //! applied to the one it gives the other, and flipped it leads back; nobody is interrupted but by
 //! what says so in its type. Absent: carrying it out.
 
-use std::collections::{BTreeMap, BTreeSet};
+#[cfg(any(test, fuzzing))]
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
@@ -29,7 +31,7 @@ pub(crate) struct Change {
     pub(crate) effect: Effect,
     /// The agents that notice, by name.
     pub(crate) agents: Vec<String>,
-    /// JSON pointers of the objects in it whose values are not shown.
+    /// JSON pointers of what is not shown of it: a text, or the values of an object.
     hidden: Vec<String>,
 }
 
@@ -193,6 +195,25 @@ impl Change {
         (from, to)
     }
 
+    /// Where no value is shown at all: what became of each key. `None`: values may be shown.
+    pub(crate) fn keys_shown(&self) -> Option<Vec<String>> {
+        let is_object = |value: &Option<Json>| value.as_ref().is_some_and(Json::is_object);
+        if self.hidden != [""] || !(is_object(&self.from) || is_object(&self.to)) {
+            return None;
+        }
+        let none = Map::new();
+        let from = self.from.as_ref().and_then(Json::as_object).unwrap_or(&none);
+        let to = self.to.as_ref().and_then(Json::as_object).unwrap_or(&none);
+        let keys: BTreeSet<&String> = from.keys().chain(to.keys()).collect();
+        let words = keys.into_iter().filter_map(|key| match (from.get(key), to.get(key)) {
+            (Some(one), Some(other)) if one == other => None,
+            (Some(_), Some(_)) => Some(format!("{key} changed")),
+            (None, _) => Some(format!("{key} added")),
+            (Some(_), None) => Some(format!("{key} removed")),
+        });
+        Some(words.collect())
+    }
+
     fn to_json(&self) -> Json {
         let (from, to) = self.shown();
         json!({
@@ -203,10 +224,15 @@ impl Change {
 }
 
 fn hide(value: &mut Option<Json>, pointer: &str, before: &Json) {
-    let object = value.as_mut().and_then(|value| value.pointer_mut(pointer));
-    let Some(Json::Object(entries)) = object else { return };
-    for (key, value) in entries {
-        let is_changed = before.get(key).is_some_and(|before| before != value);
+    let cover = |value: &mut Json, before: Option<&Json>| {
+        let is_changed = before.is_some_and(|before| before != value);
         *value = json!(if is_changed { HIDDEN_AND_CHANGED } else { HIDDEN });
+    };
+    match value.as_mut().and_then(|value| value.pointer_mut(pointer)) {
+        Some(Json::Object(entries)) => {
+            entries.iter_mut().for_each(|(key, value)| cover(value, before.get(key)));
+        }
+        Some(plain) => cover(plain, Some(before).filter(|before| !before.is_null())),
+        None => {}
     }
 }

@@ -6,23 +6,22 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use serde_json::Value as Json;
-
 use super::flat::leaves;
 use super::setting::{Effect, Leaf, Node, nodes_of};
 use super::tables::File;
+use super::value::written;
 
 const COLUMNS: usize = 118;
 
-const MANUAL_HEAD: &str = "\
-# The configuration of Dormouse, with every setting and its default.
-#
-# `dormouse up` and `dormouse serve` read the file that --config names, else dormouse.toml in the current folder, else
-# this text, which is built into the program. Copy what you want to change; a file need not be complete. Durations and
-# sizes carry their units (500ms, 30s, 5m, 1h30m; 64KiB, 512MiB, 2GiB). A key that is not known is refused.
-#
-# `dormouse config check` says whether a file is right, `dormouse config plan` what it would change.
-";
+const MANUAL_HEAD: [&str; 3] = [
+    "The configuration of Dormouse, with every setting and its default.",
+    "`dormouse up` and `dormouse serve` read the file that --config names, else dormouse.toml in \
+     the current folder, else this text, which is built into the program. Copy what you want to \
+     change; a file need not be complete. Durations and sizes carry their units (500ms, 30s, 5m, \
+     1h30m; 64KiB, 512MiB, 2GiB). A key that is not known is refused.",
+    "`dormouse config check` says whether a file is right, `dormouse config plan` what it would \
+     change.",
+];
 
 /// The agent of the manual, which comes with the program.
 const EXAMPLE: &str = r#"
@@ -77,24 +76,9 @@ fn comment(words: &str) -> String {
     text + &line + "\n"
 }
 
-/// A value, as a person would write it.
-fn toml_of(value: &Json) -> String {
-    match value {
-        Json::Array(items) => {
-            format!("[{}]", items.iter().map(toml_of).collect::<Vec<_>>().join(", "))
-        }
-        Json::Object(entries) if entries.is_empty() => "{}".to_owned(),
-        Json::Object(entries) => {
-            let entry = |(key, value): (&String, &Json)| format!("{key} = {}", toml_of(value));
-            format!("{{ {} }}", entries.iter().map(entry).collect::<Vec<_>>().join(", "))
-        }
-        plain => plain.to_string(),
-    }
-}
-
 fn line_of(path: &str, leaf: &Leaf) -> String {
     match (&leaf.value, leaf.doc.example) {
-        (Some(value), _) => format!("{path} = {}\n", toml_of(value)),
+        (Some(value), _) => format!("{path} = {}\n", written(value)),
         (None, Some(example)) => format!("# {path} = {example}\n"),
         (None, None) => panic!("{path} has neither a value nor an example"),
     }
@@ -122,7 +106,7 @@ fn manual_of(path: &str, nodes: &[Node]) -> String {
 
 fn manual() -> String {
     let file: File = toml::from_str(EXAMPLE).unwrap();
-    let mut text = MANUAL_HEAD.to_owned();
+    let mut text = MANUAL_HEAD.map(comment).join("#\n");
     for node in nodes_of(&file) {
         match node {
             Node::Leaf(leaf) => panic!("{} stands in no table", leaf.name),
@@ -143,7 +127,7 @@ fn manual() -> String {
 fn rows_of(nodes: Vec<Node>) -> String {
     let mut text = "| setting | value | default | effect | |\n|---|---|---|---|---|\n".to_owned();
     for (path, leaf) in leaves("", nodes) {
-        let standard = leaf.value.as_ref().map(|value| format!("`{}`", toml_of(value)));
+        let standard = leaf.value.as_ref().map(|value| format!("`{}`", written(value)));
         let standard = standard.unwrap_or_else(|| "–".to_owned());
         let (words, kind) = (leaf.doc.words.replace('|', "\\|"), leaf.kind);
         let effect = leaf.effect.words();

@@ -3,15 +3,14 @@
 //! Owner: the tests of the config. Invariant: a setting without a sample fails. Absent: a daemon.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use proptest::prelude::*;
-use serde_json::Value as Json;
 
+use super::DEFAULT;
 use super::flat::Effective;
+use super::laws::{assert_plans, effective_of};
 use super::plan::plan;
 use super::schema::rows;
-use super::{DEFAULT, parse_whole};
 
 #[path = "../../tests/support/setting_samples.rs"]
 mod setting_samples;
@@ -30,26 +29,7 @@ fn put(settings: &mut Settings, agent: &str, path: &str, value: &str) {
 
 fn effective(settings: &Settings) -> Result<Effective, String> {
     let text: String = settings.iter().map(|(path, value)| format!("{path} = {value}\n")).collect();
-    let parsed = parse_whole(&format!("# a test\n{text}"), Path::new("dormouse.toml"));
-    parsed.map(|parsed| Effective::of(&parsed.file)).map_err(|error| format!("{error}: {text}"))
-}
-
-fn values(effective: &Effective) -> BTreeMap<String, Json> {
-    let entries = effective.entries.iter();
-    entries.map(|(path, entry)| (path.clone(), entry.value.clone())).collect()
-}
-
-/// What holds of any two configs.
-fn assert_laws(one: &Effective, other: &Effective) {
-    assert!(plan(one, one).is_empty());
-    let there = plan(one, other);
-    let mut applied = values(one);
-    there.apply(&mut applied);
-    assert_eq!(applied, values(other), "applied, it is the other");
-    let back = there.flip();
-    assert_eq!(back, plan(other, one), "flipped, it is the way back");
-    back.apply(&mut applied);
-    assert_eq!(applied, values(one));
+    effective_of(format!("# a test\n{text}").as_bytes())
 }
 
 #[test]
@@ -68,7 +48,7 @@ fn every_setting_of_the_schema_has_a_sample_and_changes_alone_with_its_effect() 
         let changes: Vec<_> =
             there.changes.iter().map(|change| (change.path.clone(), change.effect)).collect();
         assert_eq!(changes, [(row.path.replace("NAME", "a"), row.effect)]);
-        assert_laws(&from, &to);
+        assert_plans(&from, &to);
         assert!(sample_change(&format!("{}.voice", row.path)).is_none());
     }
 }
@@ -120,15 +100,14 @@ fn some_config() -> impl Strategy<Value = Effective> {
 
 proptest! {
     #[test]
-    fn any_two_configs_are_a_plan_apart_and_a_plan_back(one in some_config(), other in some_config()) {
-        assert_laws(&one, &other);
+    fn any_two_configs_are_a_plan_apart_and_back(both in (some_config(), some_config())) {
+        assert_plans(&both.0, &both.1);
     }
 }
 
 #[test]
 fn comments_order_and_units_are_no_change() {
-    let of =
-        |text: &str| Effective::of(&parse_whole(text, Path::new("dormouse.toml")).unwrap().file);
+    let of = |text: &str| effective_of(text.as_bytes()).unwrap();
     let bare: String =
         DEFAULT.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
     let other = bare.replace("\"30m\"", "\"1800s\"").replace("\"64MiB\"", "\"65536KiB\"");

@@ -12,7 +12,7 @@ use super::tables::File;
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 
-/// JSON Schema, draft 2020-12.
+/// A JSON schema of the dialect above.
 pub(crate) fn schema() -> Json {
     let mut schema = table(&nodes_of(&File::default()), "The config of Dormouse, dormouse.toml.");
     schema["$schema"] = json!(DIALECT);
@@ -31,7 +31,7 @@ fn table(nodes: &[Node], words: &str) -> Json {
             Node::Map { name, words, standard, entries: _ } => {
                 let map = json!({
                     "type": "object", "description": words,
-                    "propertyNames": {"pattern": "^[a-z0-9][a-z0-9_-]*$"},
+                    "propertyNames": {"pattern": "^[a-z0-9][a-z0-9_-]{0,63}$"},
                     "additionalProperties": table(standard, ""),
                 });
                 properties.insert((*name).to_owned(), map);
@@ -76,7 +76,6 @@ pub(crate) struct Row {
     /// `None`: absent.
     pub(crate) standard: Option<Json>,
     pub(crate) effect: Effect,
-    pub(crate) words: &'static str,
 }
 
 /// All settings, in the order of the manual.
@@ -97,7 +96,6 @@ pub(crate) fn rows() -> Vec<Row> {
         kind: leaf.kind,
         standard: leaf.value,
         effect: leaf.effect,
-        words: leaf.doc.words,
     };
     found.into_iter().map(row).collect()
 }

@@ -63,16 +63,6 @@ impl Effect {
     pub(crate) const ALL: [Effect; 4] =
         [Effect::Live, Effect::NextTurn, Effect::NextStart, Effect::DaemonRestart];
 
-    /// As it stands in JSON.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Effect::Live => "live",
-            Effect::NextTurn => "next_turn",
-            Effect::NextStart => "next_start",
-            Effect::DaemonRestart => "daemon_restart",
-        }
-    }
-
     pub(crate) fn words(self) -> &'static str {
         match self {
             Effect::Live => "live",
@@ -233,7 +223,7 @@ pub(crate) struct Leaf {
     pub(crate) effect: Effect,
     /// Canonical: units and defaults are written in one way. `None`: absent.
     pub(crate) value: Option<Json>,
-    /// JSON pointers of the objects in it whose values are not shown.
+    /// JSON pointers of what is not shown of it: a text, or the values of an object.
     pub(crate) hidden: &'static [&'static str],
     /// A few words, for people.
     pub(crate) kind: &'static str,

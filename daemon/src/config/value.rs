@@ -10,13 +10,14 @@ use dormouse_edge::driver::fake::FakeScript;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
+use super::location::quoted;
 use super::units::{Percent, Size, Span};
 
 /// What may stand in a setting.
 pub(crate) trait Value: Serialize {
     /// A few words, for people.
     const KIND: &'static str;
-    /// JSON pointers of the objects in it whose values are not shown.
+    /// JSON pointers of what is not shown of it: a text, or the values of an object.
     const HIDDEN: &'static [&'static str] = &[];
     /// A schema that takes this and nothing else.
     fn schema() -> Json;
@@ -110,6 +111,36 @@ impl Value for Environment {
     const HIDDEN: &'static [&'static str] = &[""];
     fn schema() -> Json {
         json!({"type": "object", "additionalProperties": {"type": "string"}})
+    }
+}
+
+/// A value, as a person would write it in the file.
+pub(crate) fn written(value: &Json) -> String {
+    let all = |texts: Vec<String>| texts.join(", ");
+    match value {
+        Json::Array(items) => format!("[{}]", all(items.iter().map(written).collect())),
+        Json::Object(entries) if entries.is_empty() => "{}".to_owned(),
+        Json::Object(entries) => {
+            let entry =
+                |(key, value): (&String, &Json)| format!("{} = {}", quoted(key), written(value));
+            format!("{{ {} }}", all(entries.iter().map(entry).collect()))
+        }
+        plain @ (Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_)) => {
+            plain.to_string()
+        }
+    }
+}
+
+/// A text that is not for everybody's eyes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct PrivateText(pub(crate) String);
+
+impl Value for PrivateText {
+    const KIND: &'static str = "text";
+    const HIDDEN: &'static [&'static str] = &[""];
+    fn schema() -> Json {
+        String::schema()
     }
 }
 
