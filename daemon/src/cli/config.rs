@@ -153,9 +153,7 @@ fn render(plan: &Plan, from: &str, to: &str) -> String {
     };
     let end = match plan.interrupts() {
         Interrupts::Nobody => "nobody is interrupted",
-        Interrupts::Daemon => {
-            "what needs a restart of the daemon waits for one; nobody is interrupted before"
-        }
+        Interrupts::Daemon => "what needs a restart of the daemon waits for one",
     };
     let lines = aligned(&rows).join("\n");
     format!("From {from} to {to}:\n\n{lines}\n\n{count}; {end}.")
@@ -239,8 +237,9 @@ mod tests {
               "127.0.0.1:7766" -> "127.0.0.1:1"
               needs a restart of the daemon
 
-            9 changes; what needs a restart of the daemon waits for one; nobody is interrupted before.
-        "#]].assert_eq(&format!("{}\n", shown.join("\n")));
+            9 changes; what needs a restart of the daemon waits for one.
+        "#]]
+        .assert_eq(&format!("{}\n", shown.join("\n")));
         assert_eq!(
             render(&Plan::default(), "a.toml", "b.toml"),
             "No changes: b.toml means the same as a.toml."

@@ -63,7 +63,6 @@ impl Effective {
 }
 
 /// The settings of a table that has no map of tables, by their paths.
-#[cfg_attr(not(any(test, fuzzing)), expect(dead_code, reason = "nobody keeps revisions yet"))]
 pub(super) fn leaves_of(table: &impl Table) -> Vec<(String, Leaf)> {
     leaves("", nodes_of(table))
 }
