@@ -487,6 +487,8 @@ mod tests {
         for text in deep {
             assert!(refused(text.as_bytes()).contains("the config dormouse.toml is wrong"));
         }
+        let long = format!("{} = \"{}\"", "k".repeat(9_999), "v".repeat(9_999));
+        assert!(refused(long.as_bytes()).len() < 1_000);
         assert!(parsed("# nothing yet").unwrap().agents.is_empty(), "words say that it is meant");
     }
 

@@ -267,7 +267,7 @@ fn config_report(error: &ConfigError) -> Report {
             let mut report = Report::new(Exit::Usage, "bad_config", error)
                 .next(["dormouse config schema lists every setting"]);
             let line = wrong.place.zip(wrong.line.as_ref());
-            report.why = line.map(|(at, line)| format!("line {} is: {}", at.line, line.trim()));
+            report.why = line.map(|(at, line)| format!("line {} is: {}", at.line, line));
             report.at = Some(json!({
                 "file": wrong.path, "line": wrong.place.map(|at| at.line),
                 "column": wrong.place.map(|at| at.column), "setting": wrong.setting,

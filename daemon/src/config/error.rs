@@ -26,6 +26,9 @@ pub(crate) enum ConfigError {
     Environment { value: String },
 }
 
+/// Of a setting's path, and of what is said of it.
+const WORDS_CHARACTERS_MAX: usize = 300;
+
 /// Something that is written and cannot be meant.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -85,17 +88,20 @@ impl ConfigError {
         problem: String,
     ) -> Self {
         let problem = on_one_line(&problem);
+        let setting = setting.map(|setting| on_one_line(&setting));
         let place = offset.map(|offset| location::place_at(text, offset));
-        let line = place.and_then(|place| text.lines().nth(place.line - 1)).map(str::to_owned);
+        let line = place.and_then(|place| text.lines().nth(place.line - 1));
+        let line = line.map(|line| on_one_line(line.trim()));
         Self::Wrong(Box::new(Wrong { path: path.to_owned(), place, setting, problem, line }))
     }
 }
 
-/// What was written stands in it, and may be more than one.
+/// What was written stands in it, and may be more than one line, or a very long one.
 fn on_one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for character in text.chars() {
+    let mut line = String::new();
+    for (index, character) in text.chars().enumerate() {
         match character {
+            _ if index == WORDS_CHARACTERS_MAX => return line + "…",
             control if control.is_control() => line.extend(control.escape_default()),
             plain => line.push(plain),
         }
