@@ -13,6 +13,7 @@ mod agents;
 mod arguments;
 mod chat;
 mod client;
+mod config;
 mod error;
 mod exit;
 mod files;
@@ -113,6 +114,9 @@ fn run(arguments: Arguments, terminal: &mut Terminal) -> Result<(), CommandError
         Command::Doctor => doctor(&common, terminal),
         Command::Completions { shell } => completions(shell, terminal),
         Command::ExitCodes => exit_codes(&common, terminal),
+        Command::Config(command) => {
+            config::config(command, common.config.clone(), common.json, terminal)
+        }
         Command::Bridge { .. } => unreachable!("main starts the bridge before this is parsed"),
         Command::Keys(Keys::Create { name, subject, operator, offline: true }) => {
             keys::create_offline(&options, name, subject, operator, common.json, terminal)
@@ -175,6 +179,7 @@ async fn client_command(command: Command, context: &mut Context<'_>) -> Result<(
         | Command::Doctor
         | Command::Completions { .. }
         | Command::ExitCodes
+        | Command::Config(_)
         | Command::Bridge { .. } => unreachable!("run handles what needs no daemon"),
     }
 }

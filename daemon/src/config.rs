@@ -5,53 +5,58 @@
 //! defaults in the code.
 //! Absent: reloading, revisions, secret values.
 
+mod agent;
+mod error;
 pub(crate) mod files;
+mod flat;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod laws;
+mod location;
 mod notify;
+pub(crate) mod plan;
 mod policies;
 mod prices;
+#[cfg(test)]
+mod reference;
+#[cfg_attr(not(any(test, fuzzing)), expect(dead_code, reason = "nobody keeps revisions yet"))]
+pub(crate) mod revision;
+#[cfg(test)]
+mod samples_test;
+pub(crate) mod schema;
+pub(crate) mod setting;
 mod suggestion;
+mod tables;
 pub(crate) mod units;
+mod value;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(crate) use agent::{AdapterSetting, AgentTable, DriverKind};
 use dormouse_bridge::files::wire::CheckpointPolicy;
 use dormouse_core::id::AgentName;
 use dormouse_core::limits;
 use dormouse_core::policy::{AgentPolicy, NodePolicy};
 use dormouse_edge::driver::fake::FakeScript;
-use files::{AgentFilesTable, FilesSetting, FilesTable, Input, InputTable, S3Setting, S3Table};
-use notify::NotifyTable;
-use policies::{breaker_of, heap_follows, heap_percent, memory_of, policy_of};
+pub(crate) use error::ConfigError;
+use files::{FilesSetting, Input, S3Setting};
+pub(crate) use flat::Effective;
+use policies::{breaker_of, heap_follows, memory_of, policy_of};
 pub(crate) use prices::Prices;
-use prices::{PricesTable, prices_of};
-use serde::Deserialize;
-use suggestion::with_suggestion;
-use units::{Size, Span};
+use prices::prices_of;
+pub(crate) use tables::File;
+use tables::WhenNoCgroup;
+pub(crate) use value::written;
 
 use crate::machine;
 use crate::notify::Target;
 
 pub(crate) const DEFAULT: &str = include_str!("config/default.toml");
 const FILE_BYTES_MAX: u64 = 1 << 20;
-/// No agent in good health comes near, and one that forks without end is held before the machine
-/// is full.
-const PIDS_DEFAULT: u64 = 1_024;
 const FILE_NAME: &str = "dormouse.toml";
-
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
-    #[error("cannot read the config {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("the config {path} is larger than 1 MiB")]
-    TooLarge { path: PathBuf },
-    #[error("the config {path} is wrong:\n{problem}")]
-    Parse { path: PathBuf, problem: String },
-    #[error("the config {path} is wrong: {setting}: {problem}")]
-    Value { path: PathBuf, setting: String, problem: String },
-}
 
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -92,199 +97,6 @@ pub(crate) struct Agent {
     pub(crate) policy: AgentPolicy,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum DriverKind {
-    #[default]
-    Process,
-    Fake,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub(crate) enum AdapterSetting {
-    Exec {},
-    Jsonl {
-        #[serde(default)]
-        ready: bool,
-    },
-    Openai {
-        url: String,
-        ready: Option<String>,
-        model: Option<String>,
-        #[serde(default)]
-        headers: BTreeMap<String, String>,
-    },
-}
-
-impl AdapterSetting {
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            AdapterSetting::Exec {} => "exec",
-            AdapterSetting::Jsonl { .. } => "jsonl",
-            AdapterSetting::Openai { .. } => "openai",
-        }
-    }
-}
-
-/// The file as it is written. Field names are the setting's names.
-#[derive(Debug, Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct File {
-    server: ServerTable,
-    prices: PricesTable,
-    node: NodeTable,
-    limits: LimitsTable,
-    notify: NotifyTable,
-    files: FilesTable,
-    s3: S3Table,
-    agents: BTreeMap<String, AgentTable>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct ServerTable {
-    listen: SocketAddr,
-}
-
-impl Default for ServerTable {
-    fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7766)) }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct NodeTable {
-    starts_at_once: usize,
-    restarts_per_minute: usize,
-    orphan_limit: Span,
-    when_no_cgroup: WhenNoCgroup,
-    disk_floor: Size,
-}
-
-#[derive(Debug, Deserialize, PartialEq, Eq, Clone, Copy)]
-#[serde(rename_all = "snake_case")]
-enum WhenNoCgroup {
-    GoOn,
-    Refuse,
-}
-
-impl Default for NodeTable {
-    fn default() -> Self {
-        Self {
-            starts_at_once: NodePolicy::default().starts_at_once,
-            restarts_per_minute: NodePolicy::default().restarts_per_minute,
-            orphan_limit: Span(Duration::from_secs(10 * 60)),
-            when_no_cgroup: WhenNoCgroup::GoOn,
-            disk_floor: Size(64 << 20),
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct LimitsTable {
-    queue_messages: usize,
-    queue_size: Size,
-    messages_per_second: u32,
-    messages_burst: u32,
-    unauthenticated_per_second: u32,
-    wrong_keys_per_minute: u32,
-    connections: usize,
-}
-
-impl Default for LimitsTable {
-    fn default() -> Self {
-        Self {
-            queue_messages: limits::QUEUE_MESSAGES_MAX,
-            queue_size: Size(limits::QUEUE_BYTES_MAX),
-            messages_per_second: 20,
-            messages_burst: 60,
-            unauthenticated_per_second: 5,
-            wrong_keys_per_minute: 10,
-            connections: 1024,
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct AgentTable {
-    #[serde(default)]
-    driver: DriverKind,
-    #[serde(default)]
-    command: Vec<String>,
-    adapter: Option<AdapterSetting>,
-    memory: Option<Size>,
-    memory_ceiling: Option<Size>,
-    heap: Option<String>,
-    pids: Option<u64>,
-    #[serde(default)]
-    idle: IdleTable,
-    #[serde(default)]
-    start: StartTable,
-    #[serde(default)]
-    turn: TurnTable,
-    #[serde(default)]
-    stop: StopTable,
-    #[serde(default)]
-    restart: RestartTable,
-    #[serde(default)]
-    inputs: Vec<InputTable>,
-    #[serde(default)]
-    files: AgentFilesTable,
-    #[serde(default)]
-    env: BTreeMap<String, String>,
-    #[serde(default)]
-    secrets: Vec<String>,
-    /// The part that the fake driver plays.
-    #[serde(default)]
-    fake: FakeScript,
-}
-
-#[derive(Debug, Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct IdleTable {
-    stop_after: Option<Span>,
-}
-
-#[derive(Debug, Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct StartTable {
-    ready_within: Option<Span>,
-}
-
-#[derive(Debug, Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct TurnTable {
-    stuck_after: Option<Span>,
-    within: Option<Span>,
-    attempts: Option<u32>,
-    retry: Option<Retry>,
-}
-
-#[derive(Debug, Deserialize, Clone, Copy)]
-#[serde(rename_all = "snake_case")]
-enum Retry {
-    Safe,
-    Ask,
-}
-
-#[derive(Debug, Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct RestartTable {
-    window: Option<Span>,
-    intensity: Option<u32>,
-}
-
-#[derive(Debug, Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct StopTable {
-    drain_within: Option<Span>,
-    grace: Option<Span>,
-}
-
 /// Scripts of the agents whose driver is `fake`.
 pub(crate) type FakeScripts = BTreeMap<AgentName, FakeScript>;
 
@@ -297,88 +109,122 @@ pub(crate) struct Loaded {
     pub(crate) path: Option<PathBuf>,
 }
 
+/// A text that was read, and is right.
+#[derive(Debug)]
+pub(crate) struct Parsed {
+    /// As it is written.
+    pub(crate) file: File,
+    /// What it comes to.
+    pub(crate) config: Config,
+    pub(crate) fake_scripts: FakeScripts,
+}
+
 /// Reads the file that was named, else `dormouse.toml` beside the user, else the built-in text.
 pub(crate) fn load(named: Option<&Path>) -> Result<Loaded, ConfigError> {
-    let path = match named {
-        Some(path) => Some(path.to_owned()),
-        None => Some(PathBuf::from(FILE_NAME)).filter(|path| path.exists()),
-    };
-    let text = match &path {
-        Some(path) => read(path)?,
-        None => DEFAULT.to_owned(),
-    };
-    let shown = path.clone().unwrap_or_else(|| PathBuf::from("(built in)"));
-    let (mut config, fake_scripts) = parse(&text, &shown)?;
+    let path = path_of(named);
+    let Parsed { mut config, fake_scripts, file: _ } = read_and_parse(path.as_deref())?;
     config.node.memory_max_bytes = machine::memory_max_bytes();
     if let Ok(listen) = std::env::var("DORMOUSE_LISTEN") {
-        config.listen = listen.parse().map_err(|_| ConfigError::Value {
-            path: PathBuf::from("environment"),
-            setting: "DORMOUSE_LISTEN".to_owned(),
-            problem: format!("'{listen}' is no address: write for example 127.0.0.1:7766"),
-        })?;
+        config.listen =
+            listen.parse().map_err(|_| ConfigError::Environment { value: listen.clone() })?;
     }
     Ok(Loaded { config, fake_scripts, path })
 }
 
-fn read(path: &Path) -> Result<String, ConfigError> {
-    let wrap = |source| ConfigError::Read { path: path.to_owned(), source };
-    let size = std::fs::metadata(path).map_err(wrap)?.len();
-    if size > FILE_BYTES_MAX {
-        return Err(ConfigError::TooLarge { path: path.to_owned() });
+/// The file that is meant; `None`: the built-in text.
+pub(crate) fn path_of(named: Option<&Path>) -> Option<PathBuf> {
+    match named {
+        Some(path) => Some(path.to_owned()),
+        None => Some(PathBuf::from(FILE_NAME)).filter(|path| path.exists()),
     }
-    std::fs::read_to_string(path).map_err(wrap)
 }
 
-pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), ConfigError> {
-    let file: File = toml::from_str(text).map_err(|error| ConfigError::Parse {
-        path: path.to_owned(),
-        problem: with_suggestion(&error.to_string()),
+/// The file, or the built-in text; nothing of the environment or of the machine is in it.
+pub(crate) fn read_and_parse(path: Option<&Path>) -> Result<Parsed, ConfigError> {
+    match path {
+        Some(path) => parse_bytes(&read(path)?, path),
+        None => parse_whole(DEFAULT, Path::new("(built in)")),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
+    let wrap = |source| ConfigError::Read { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    // What is no plain file does not say how long it is; one byte more tells that it is too long.
+    let file = std::fs::File::open(path).map_err(wrap)?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(wrap)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(ConfigError::TooLarge { path: path.to_owned() });
+    }
+    Ok(bytes)
+}
+
+fn parse_bytes(bytes: &[u8], path: &Path) -> Result<Parsed, ConfigError> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let before = &bytes[..error.valid_up_to()];
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        ConfigError::NotText { path: path.to_owned(), line }
     })?;
-    let wrong = |setting: String, problem: String| ConfigError::Value {
-        path: path.to_owned(),
-        setting,
-        problem,
-    };
-    check_node(&file).map_err(|(setting, problem)| wrong(setting, problem))?;
-    let prices = prices_of(file.prices).map_err(|(setting, problem)| wrong(setting, problem))?;
-    let notify =
-        notify::targets_of(file.notify).map_err(|(setting, problem)| wrong(setting, problem))?;
+    parse_whole(text, path)
+}
+
+#[cfg(test)]
+pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), ConfigError> {
+    parse_whole(text, path).map(|parsed| (parsed.config, parsed.fake_scripts))
+}
+
+pub(crate) fn parse_whole(text: &str, path: &Path) -> Result<Parsed, ConfigError> {
+    // Editors put a byte order mark there.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.trim().is_empty() {
+        // A file that is being written anew looks like that for a moment.
+        return Err(ConfigError::Empty { path: path.to_owned() });
+    }
+    let file: File =
+        toml::from_str(text).map_err(|error| ConfigError::of_parser(&error, text, path))?;
     // What is relative is relative to the file, or for the built-in text to where we are.
     let folder = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let folder = folder.parent().unwrap_or(Path::new("/"));
-    let files = files::files_of(file.files, folder);
-    let files = files.map_err(|(setting, problem)| wrong(setting, problem))?;
-    let s3 = files::s3_of(file.s3).map_err(|(setting, problem)| wrong(setting, problem))?;
+    let (config, fake_scripts) = config_of(file.clone(), folder)
+        .map_err(|problem| ConfigError::of_setting(problem, text, path))?;
+    Ok(Parsed { file, config, fake_scripts })
+}
+
+fn config_of(file: File, folder: &Path) -> Result<(Config, FakeScripts), Problem> {
+    check_node(&file)?;
+    let prices = prices_of(file.prices)?;
+    let notify = notify::targets_of(file.notify)?;
+    let files = files::files_of(file.files, folder)?;
+    let s3 = files::s3_of(file.s3)?;
     let mut agents = BTreeMap::new();
     let mut scripts = BTreeMap::new();
     for (name, table) in file.agents {
-        let setting = format!("agents.{name}");
-        let id =
-            AgentName::new(&name).map_err(|error| wrong(setting.clone(), error.to_string()))?;
-        scripts.insert(id.clone(), table.fake.clone());
+        let setting = location::joined("agents", &name);
+        let id = AgentName::new(&name).map_err(|error| (setting.clone(), error.to_string()))?;
+        scripts.insert(id.clone(), table.fake.clone().into_value().unwrap_or_default());
         let agent = agent_of(table, folder)
-            .map_err(|(key, problem)| wrong(format!("{setting}.{key}"), problem))?;
+            .map_err(|(key, problem)| (format!("{setting}.{key}"), problem))?;
         agents.insert(id, agent);
     }
     let config = Config {
-        listen: file.server.listen,
+        listen: *file.server.listen,
         prices,
         node: NodePolicy {
-            starts_at_once: file.node.starts_at_once,
-            restarts_per_minute: file.node.restarts_per_minute,
-            queue_messages_max: file.limits.queue_messages,
+            starts_at_once: *file.node.starts_at_once,
+            restarts_per_minute: *file.node.restarts_per_minute,
+            queue_messages_max: *file.limits.queue_messages,
             queue_bytes_max: file.limits.queue_size.0,
             memory_max_bytes: None,
         },
         orphan_limit: file.node.orphan_limit.0,
-        refuse_without_cgroup: file.node.when_no_cgroup == WhenNoCgroup::Refuse,
+        refuse_without_cgroup: *file.node.when_no_cgroup == WhenNoCgroup::Refuse,
         disk_floor_bytes: file.node.disk_floor.0,
         gate: GateLimits {
-            messages_per_second: file.limits.messages_per_second,
-            messages_burst: file.limits.messages_burst,
-            unauthenticated_per_second: file.limits.unauthenticated_per_second,
-            wrong_keys_per_minute: file.limits.wrong_keys_per_minute,
-            connections: file.limits.connections,
+            messages_per_second: *file.limits.messages_per_second,
+            messages_burst: *file.limits.messages_burst,
+            unauthenticated_per_second: *file.limits.unauthenticated_per_second,
+            wrong_keys_per_minute: *file.limits.wrong_keys_per_minute,
+            connections: *file.limits.connections,
         },
         notify,
         files,
@@ -388,7 +234,8 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), Co
     Ok((config, scripts))
 }
 
-type Problem = (String, String);
+/// A setting, by its path, and what is wrong with it.
+pub(crate) type Problem = (String, String);
 
 fn problem(setting: &str, words: impl Into<String>) -> Problem {
     (setting.to_owned(), words.into())
@@ -396,14 +243,14 @@ fn problem(setting: &str, words: impl Into<String>) -> Problem {
 
 fn check_node(file: &File) -> Result<(), Problem> {
     let at_least_one = [
-        ("node.starts_at_once", file.node.starts_at_once),
-        ("node.restarts_per_minute", file.node.restarts_per_minute),
-        ("limits.queue_messages", file.limits.queue_messages),
-        ("limits.connections", file.limits.connections),
-        ("limits.messages_per_second", file.limits.messages_per_second as usize),
-        ("limits.messages_burst", file.limits.messages_burst as usize),
-        ("limits.unauthenticated_per_second", file.limits.unauthenticated_per_second as usize),
-        ("limits.wrong_keys_per_minute", file.limits.wrong_keys_per_minute as usize),
+        ("node.starts_at_once", *file.node.starts_at_once),
+        ("node.restarts_per_minute", *file.node.restarts_per_minute),
+        ("limits.queue_messages", *file.limits.queue_messages),
+        ("limits.connections", *file.limits.connections),
+        ("limits.messages_per_second", *file.limits.messages_per_second as usize),
+        ("limits.messages_burst", *file.limits.messages_burst as usize),
+        ("limits.unauthenticated_per_second", *file.limits.unauthenticated_per_second as usize),
+        ("limits.wrong_keys_per_minute", *file.limits.wrong_keys_per_minute as usize),
     ];
     for (setting, value) in at_least_one {
         if value == 0 {
@@ -416,59 +263,70 @@ fn check_node(file: &File) -> Result<(), Problem> {
     Ok(())
 }
 
-fn agent_of(table: AgentTable, folder: &Path) -> Result<Agent, Problem> {
-    if table.driver == DriverKind::Process && table.command.is_empty() {
+/// What an agent's table comes to; relative folders are relative to `folder`.
+pub(crate) fn agent_of(table: AgentTable, folder: &Path) -> Result<Agent, Problem> {
+    let driver = *table.driver;
+    let adapter = adapter_of(&table)?;
+    if *table.pids == 0 {
+        return Err(problem("pids", "must be at least 1"));
+    }
+    check_names(&table)?;
+    let mut policy = policy_of(&table.idle, &table.start, &table.turn, &table.stop)?;
+    policy.memory = memory_of(*table.memory, *table.memory_ceiling)?;
+    policy.breaker = breaker_of(&table.restart)?;
+    let inputs = files::inputs_of(table.inputs.into_value(), folder)?;
+    let (kept, checkpoint) = files::kept_of(table.files, &inputs, driver, &adapter)?;
+    policy.files = kept;
+    policy.heap_follows = heap_follows(&table.command, &table.env.0, policy.memory)?;
+    Ok(Agent {
+        driver,
+        command: table.command.into_value(),
+        adapter,
+        pids_limit: Some(*table.pids),
+        heap_percent: table.heap.0,
+        env: table.env.into_value().0,
+        secrets: table.secrets.into_value(),
+        inputs,
+        checkpoint,
+        policy,
+    })
+}
+
+fn adapter_of(table: &AgentTable) -> Result<AdapterSetting, Problem> {
+    if *table.driver == DriverKind::Process && table.command.is_empty() {
         let words = "is missing: what to run, for example [\"python3\", \"agent.py\"]";
         return Err(problem("command", words));
     }
-    let adapter = match (table.adapter, table.driver) {
-        (Some(adapter), _) => adapter,
+    let adapter = match (table.adapter.as_ref(), *table.driver) {
+        (Some(adapter), _) => adapter.clone(),
         (None, DriverKind::Fake) => AdapterSetting::Exec {},
         (None, DriverKind::Process) => {
-            return Err(problem(
-                "adapter",
-                "is missing: how to talk to it, for example { kind = \"exec\" }",
-            ));
+            let words = "is missing: how to talk to it, for example { kind = \"exec\" }";
+            return Err(problem("adapter", words));
         }
     };
     if let AdapterSetting::Openai { url, .. } = &adapter
         && !url.starts_with("http://")
     {
-        return Err(problem(
-            "adapter.url",
-            "must start with http:// (the agent runs beside its bridge)",
-        ));
+        let words = "must start with http:// (the agent runs beside its bridge)";
+        return Err(problem("adapter.url", words));
     }
-    if table.pids == Some(0) {
-        return Err(problem("pids", "must be at least 1"));
-    }
-    for name in table.secrets.iter().chain(table.env.keys()) {
+    Ok(adapter)
+}
+
+/// Of its environment and its secrets.
+fn check_names(table: &AgentTable) -> Result<(), Problem> {
+    let of_secrets = table.secrets.iter().enumerate();
+    let of_secrets = of_secrets.map(|(index, name)| (format!("secrets[{index}]"), name));
+    let of_env = table.env.0.keys().map(|name| (location::joined("env", name), name));
+    for (setting, name) in of_secrets.chain(of_env) {
         let is_plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         if name.is_empty() || !is_plain {
             let words = format!("'{name}' is no name of an environment variable");
-            return Err(problem("env and secrets", words));
+            return Err((setting, words));
         }
     }
-    let mut policy = policy_of(table.idle, table.start, table.turn, table.stop)?;
-    policy.memory = memory_of(table.memory, table.memory_ceiling)?;
-    policy.breaker = breaker_of(&table.restart)?;
-    let inputs = files::inputs_of(table.inputs, folder)?;
-    let (kept, checkpoint) = files::kept_of(table.files, &inputs, table.driver, &adapter)?;
-    policy.files = kept;
-    let texts = table.command.iter().chain(table.env.values());
-    policy.heap_follows = heap_follows(texts, policy.memory)?;
-    Ok(Agent {
-        driver: table.driver,
-        command: table.command,
-        adapter,
-        pids_limit: Some(table.pids.unwrap_or(PIDS_DEFAULT)),
-        heap_percent: heap_percent(table.heap.as_deref())?,
-        env: table.env,
-        secrets: table.secrets,
-        inputs,
-        checkpoint,
-        policy,
-    })
+    Ok(())
 }
 
 #[cfg(test)]
@@ -533,35 +391,117 @@ mod tests {
         let written = parsed("[prices]\nmemory_gib_month = 3.50\ncurrency = \"USD\"").unwrap();
         assert!(written.prices.is_some());
         assert_eq!(parsed(DEFAULT).unwrap().prices, None);
-        let manual = DEFAULT.replace("#   memory_gib_month", "memory_gib_month");
-        let manual = manual.replace("#   currency", "currency").replace("# [prices]", "[prices]");
+        let manual = DEFAULT.replace("# memory_gib_month =", "memory_gib_month =");
+        let manual = manual.replace("# currency =", "currency =");
         assert_eq!(parsed(&manual).unwrap().prices, written.prices);
     }
 
     #[test]
-    fn values_without_sense_name_their_setting() {
+    fn values_without_sense_name_their_setting_and_their_place() {
         let agent = |line: &str| {
             let head = "[agents.a]\ncommand = [\"x\"]\nadapter = { kind = \"exec\" }\n";
             parsed(&format!("{head}{line}")).unwrap_err()
         };
         for (line, words) in [
-            ("turn = { attempts = 9 }", "agents.a.turn.attempts: must be 1 to 5"),
-            ("idle = { stop_after = \"0s\" }", "agents.a.idle.stop_after"),
-            ("idle = { stop_after = 30 }", "has no unit"),
-            ("memory = \"1MB\"", "MiB"),
+            (
+                "turn = { attempts = 9 }",
+                "line 4, column 21: agents.a.turn.attempts: must be 1 to 5",
+            ),
+            ("idle = { stop_after = \"0s\" }", "line 4, column 23: agents.a.idle.stop_after"),
+            ("idle = { stop_after = 30 }", "agents.a.idle.stop_after: '30' has no unit"),
+            ("memory = \"1MB\"", "line 4, column 10: agents.a.memory: '1MB' is no size"),
             ("memory = \"1KiB\"", "at least 4MiB"),
             ("memory_ceiling = \"1GiB\"", "needs memory beside it"),
-            ("memory = \"1GiB\"\nmemory_ceiling = \"1MiB\"", "at least as much as memory"),
+            ("memory = \"1GiB\"\nmemory_ceiling = \"1MiB\"", "line 5, column 18: agents.a.mem"),
             ("restart = { window = \"1m\" }", "restart.window: must be at least 10m"),
-            ("heap = \"75\"", "heap: '75' is no share"),
-            ("heap = \"101%\"", "heap: '101%' is no share"),
-            ("env = { O = \"{heap_mib}\" }", "needs memory"),
-            ("env = { \"A=B\" = \"x\" }", "no name of an environment variable"),
+            ("heap = \"75\"", "agents.a.heap: '75' is no share"),
+            ("heap = \"101%\"", "agents.a.heap: '101%' is no share"),
+            ("heap = 75", "agents.a.heap: '75' is no share"),
+            ("env = { O = \"{heap_mib}\" }", "agents.a.env.O: {heap_mib} in it needs memory"),
+            ("env = { \"A=B\" = \"x\" }", "agents.a.env.\"A=B\": 'A=B' is no name"),
+            ("secrets = [\"K\", \"\"]", "line 4, column 17: agents.a.secrets[1]: '' is no name"),
+            ("files.max_size = \"11GiB\"", "agents.a.files.max_size: must be 1 to 10GiB"),
+            ("inputs = [{ path = \"/\", from = \"x\" }]", "column 20: agents.a.inputs[0].path"),
+            ("pids = -1", "line 4, column 8: agents.a.pids: invalid value"),
+            ("pids = 99999999999999999999", "line 4, column 8"),
+            ("adapter.redy = 1", "line 4"),
         ] {
             let error = agent(line);
             assert!(error.contains(words), "{line}: {error}");
+            assert!(error.contains(" at line "), "{line}: {error}");
         }
-        assert!(parsed("[agents.a]").unwrap_err().contains("agents.a.command: is missing"));
-        assert!(parsed("[agents.\"A B\"]\ncommand=[\"x\"]").unwrap_err().contains("agent name"));
+        let missing = parsed("# words\n[agents.a]").unwrap_err();
+        assert!(missing.contains("line 2, column 9: agents.a.command: is missing"), "{missing}");
+        let name = parsed("[agents.\"A B\"]\ncommand=[\"x\"]").unwrap_err();
+        assert!(name.contains("line 1, column 9: agents.\"A B\": "), "{name}");
+        assert!(name.contains("agent name"), "{name}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_wherever_it_stands() {
+        let of_agent = |line: &str| format!("[agents.a]\ncommand = [\"x\"]\n{line}");
+        for (text, words) in [
+            (
+                "servr.listen = \"x\"",
+                "line 1, column 1: servr: unknown key. Did you mean `server`?",
+            ),
+            ("[node]\n[node.x]", "line 2, column 7: node.x: unknown key; known are starts_at"),
+            (&of_agent("turn = { atempts = 1 }"), "column 10: agents.a.turn.atempts: unknown key."),
+            (&of_agent("\"größe\" = 1"), "line 3, column 1: agents.a.\"größe\": unknown key"),
+            (
+                &of_agent("adapter = { kind = \"jsonl\", redy = true }"),
+                "line 3, column 29: agents.a.adapter.redy: unknown key. Did you mean `ready`?",
+            ),
+            (
+                &of_agent("adapter = { kind = \"jsonl\" }\n[[agents.a.inputs]]\npaht = \"x\""),
+                "line 5, column 1: agents.a.inputs[0].paht: unknown key. Did you mean `path`?",
+            ),
+        ] {
+            let error = parsed(text).unwrap_err();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_config_at_all_is_refused_with_its_place() {
+        let refused = |bytes: &[u8]| {
+            parse_bytes(bytes, Path::new("dormouse.toml")).map(drop).unwrap_err().to_string()
+        };
+        for (text, words) in [
+            ("", "is empty"),
+            (" \r\n\u{a0}\n", "is empty"),
+            ("\u{feff}", "is empty"),
+            ("[server]\nlisten = \"127", "line 2, column"),
+            ("[server]\nlisten = \"127.0.0.1:1\"\nlisten = \"127.0.0.1:1\"", "line 3, column 1"),
+            ("[server]\r\nlisten = 1\r\n", "line 2, column 10: server.listen: invalid type"),
+            ("\u{feff}server = 1", "line 1, column 10: server: invalid type"),
+        ] {
+            let error = refused(text.as_bytes());
+            assert!(error.contains(words), "{text:?}: {error}");
+            assert!(!error.contains('\n'), "{error:?}");
+        }
+        let not_text = refused(b"[server]\n# \xff\n");
+        assert!(not_text.contains("not UTF-8 text from line 2 on"), "{not_text}");
+        let deep =
+            [format!("a = {}", "[".repeat(100_000)), format!("a{} = 1", ".a".repeat(100_000))];
+        for text in deep {
+            assert!(refused(text.as_bytes()).contains("the config dormouse.toml is wrong"));
+        }
+        let long = format!("{} = \"{}\"", "k".repeat(9_999), "v".repeat(9_999));
+        assert!(refused(long.as_bytes()).len() < 1_000);
+        assert!(parsed("# nothing yet").unwrap().agents.is_empty(), "words say that it is meant");
+    }
+
+    #[test]
+    fn a_file_may_be_1_mib_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dormouse.toml");
+        let of_length = |length: u64| {
+            std::fs::write(&path, "#".repeat(usize::try_from(length).unwrap())).unwrap();
+            read_and_parse(Some(&path)).map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(of_length(FILE_BYTES_MAX - 1), Ok(()));
+        assert_eq!(of_length(FILE_BYTES_MAX), Ok(()));
+        assert!(of_length(FILE_BYTES_MAX + 1).unwrap_err().contains("larger than 1 MiB"));
     }
 }

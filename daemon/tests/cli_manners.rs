@@ -87,3 +87,62 @@ fn a_mistyped_command_is_code_2_and_names_the_nearest() {
     assert_eq!((code, out.as_str()), (2, ""));
     assert!(err.contains("'send'"), "{err}");
 }
+
+#[test]
+fn a_config_is_checked_and_planned_without_a_daemon() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let right = file("right.toml", "# nothing yet\n");
+    let live = file("live.toml", "[limits]\nconnections = 7\n");
+    let restart = file("restart.toml", "[server]\nlisten = \"127.0.0.1:1\"\n");
+    let wrong = file("wrong.toml", "[server]\r\nlisen = \"127.0.0.1:1\"\r\n");
+    let missing = folder.path().join("missing.toml");
+
+    let (code, out, err) = run(dormouse(&["config", "check", &right]));
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("right.toml is right; no agents"), "{out}");
+    let (code, out, err) = run(dormouse(&["config", "check", &wrong]));
+    assert_eq!((code, out.as_str()), (2, ""));
+    for words in
+        ["wrong.toml is wrong at line 2, column 1: server.lisen: ", "Did you mean `listen`"]
+    {
+        assert!(err.contains(words), "{err}");
+    }
+    let (code, _, err) = run(dormouse(&["--json", "--config", &wrong, "config", "plan"]));
+    let error: serde_json::Value = serde_json::from_str(&err).unwrap();
+    assert_eq!((code, &error["error"]["at"]["line"]), (2, &serde_json::json!(2)));
+    let (code, _, err) = run(dormouse(&["config", "check", missing.to_str().unwrap()]));
+    assert_eq!(code, 10, "{err}");
+
+    for (from, to, words, code_if_asked) in [
+        (&right, &right, "No changes", 0),
+        (&right, &live, "1 change; nobody is interrupted", 11),
+        (&live, &restart, "needs a restart of the daemon", 11),
+    ] {
+        let (code, out, _) = run(dormouse(&["config", "plan", to, "--from", from]));
+        assert!(code == 0 && out.contains(words), "{code} {out}");
+        let (code, _, _) = run(dormouse(&["config", "plan", to, "--from", from, "--exit-code"]));
+        assert_eq!(code, code_if_asked);
+    }
+    let (_, out, _) = run(dormouse(&["config", "plan", &restart, "--from", &live, "--json"]));
+    let plan: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(plan["changes"][0]["path"], "limits.connections");
+    assert_eq!(plan["changes"][1]["effect"], "daemon_restart");
+    assert_eq!(plan["interrupts"], "daemon");
+}
+
+#[test]
+fn the_schema_of_the_config_names_the_effect_of_each_setting() {
+    let (code, out, _) = run(dormouse(&["config", "schema", "--json"]));
+    let schema: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let agent = &schema["properties"]["agents"]["additionalProperties"]["properties"];
+    let effect = &agent["turn"]["properties"]["within"]["x-effect"];
+    assert_eq!((code, effect), (0, &serde_json::json!("next_turn")));
+    assert_eq!(schema["properties"]["server"]["properties"]["listen"]["default"], "127.0.0.1:7766");
+    let (code, out, _) = run(dormouse(&["config", "schema"]));
+    assert!(code == 0 && out.contains("agents.NAME.turn.within"), "{out}");
+}

@@ -3,6 +3,7 @@
 //! Invariants: every command takes `--json`, `--url`, `--key`, `--data` and `--config`; names are
 //! checked here, so that the rest sees only well-formed ones. Absent: what the commands do.
 
+mod config;
 mod foreign;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use dormouse_core::id::{AgentName, Generation, IdError, MessageId, SessionId, Subject};
 use dormouse_core::session::phase::Phase;
 
+pub(crate) use config::ConfigCommand;
 pub(crate) use foreign::{Evidence, WhyForeign};
 
 const KEY_DEFAULT: &str = "main";
@@ -100,6 +102,9 @@ pub(crate) enum Command {
     /// API keys.
     #[command(subcommand)]
     Keys(Keys),
+    /// The config file: check it, see what it would change, list what can be set.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// The agents in the config, and what they lack on this machine.
     Agents,
     /// What this machine can and cannot enforce, and how to fix it. Needs no daemon.

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use dormouse_core::id::{MessageId, SessionId};
 use dormouse_core::manifest::PathError;
 use dormouse_core::record::MessageState;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::ClientError;
 use super::exit::Exit;
@@ -20,6 +20,7 @@ use super::target::TargetError;
 use super::terminal::{OutputError, Terminal, Tone};
 use super::why_foreign::ForeignError;
 use crate::api::shape::Message;
+use crate::config::ConfigError;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
@@ -56,6 +57,8 @@ pub(crate) enum CommandError {
     #[error(transparent)]
     Foreign(#[from] ForeignError),
     #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
     Run(Box<crate::run::RunError>),
     #[error("the runtime of the program could not be started")]
     Runtime(#[source] io::Error),
@@ -85,11 +88,20 @@ pub(crate) struct Report {
     pub(crate) why: Option<String>,
     /// A line each.
     pub(crate) next: Vec<String>,
+    /// Where it stands, for programs.
+    pub(crate) at: Option<Value>,
 }
 
 impl Report {
     fn new(exit: Exit, code: &str, what: impl ToString) -> Self {
-        Self { exit, code: code.to_owned(), what: what.to_string(), why: None, next: Vec::new() }
+        Self {
+            exit,
+            code: code.to_owned(),
+            what: what.to_string(),
+            why: None,
+            next: Vec::new(),
+            at: None,
+        }
     }
 
     fn because(mut self, error: &dyn Error) -> Self {
@@ -110,6 +122,9 @@ impl Report {
             let mut error = json!({"code": self.code, "message": self.what, "hint": hint});
             if let Some(why) = &self.why {
                 error["cause"] = json!(why);
+            }
+            if let Some(at) = &self.at {
+                error["at"] = at.clone();
             }
             let body = json!({"error": error, "exit_code": self.exit.code()});
             terminal.json_note(&body);
@@ -169,6 +184,7 @@ impl CommandError {
                 Report::new(Exit::NotFound, "no_such_start", self).next([&words])
             }
             Self::Foreign(error) => foreign_report(error),
+            Self::Config(error) => config_report(error),
             Self::Run(source) => {
                 let next = if crate::report::chain(source).contains("is malformed") {
                     "the database is damaged, and was left as it is: put back a copy of it"
@@ -239,6 +255,31 @@ fn foreign_report(error: &ForeignError) -> Report {
         ForeignError::Runtime(_) => Report::new(Exit::LocalFault, "no_runtime", error)
             .because(error)
             .next(["look at the limits of open files and processes (ulimit -a)"]),
+    }
+}
+
+fn config_report(error: &ConfigError) -> Report {
+    match error {
+        ConfigError::Read { .. } => Report::new(Exit::LocalFault, "file", error)
+            .because(error)
+            .next(["look at the path and its permissions"]),
+        ConfigError::Wrong(wrong) => {
+            let mut report = Report::new(Exit::Usage, "bad_config", error)
+                .next(["dormouse config schema lists every setting"]);
+            let line = wrong.place.zip(wrong.line.as_ref());
+            report.why = line.map(|(at, line)| format!("line {} is: {}", at.line, line));
+            report.at = Some(json!({
+                "file": wrong.path, "line": wrong.place.map(|at| at.line),
+                "column": wrong.place.map(|at| at.column), "setting": wrong.setting,
+                "problem": wrong.problem,
+            }));
+            report
+        }
+        ConfigError::TooLarge { .. }
+        | ConfigError::Empty { .. }
+        | ConfigError::NotText { .. }
+        | ConfigError::Environment { .. } => Report::new(Exit::Usage, "bad_config", error)
+            .next(["dormouse config schema lists every setting"]),
     }
 }
 

@@ -4,6 +4,9 @@
 //! Owner: `config::parse`. Invariants: a place is a folder or s3://BUCKET/PREFIX and nothing else;
 //! credentials are named, never written. Absent: reading either.
 
+#![deny(unused_variables, reason = "a setting that is taken apart and not shown is forgotten")]
+
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,9 +16,12 @@ use dormouse_core::manifest::FilePath;
 use dormouse_core::policy::FilesPolicy;
 use dormouse_core::time::millis;
 use dormouse_edge::files::objects::ObjectPlace;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
 
+use super::setting::{DaemonRestart, Live, NextStart, Setting, Table, Visitor, doc};
 use super::units::{Size, Span};
+use super::value::{Value, choice_of, object_of};
 use super::{AdapterSetting, DriverKind, Problem, problem};
 
 /// Where blobs are kept, or inputs come from.
@@ -57,49 +63,85 @@ pub(crate) struct Input {
     pub(crate) has_opaque_etags: bool,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct FilesTable {
-    store: String,
-    garbage_after: Span,
-}
-
 const IN_THE_DATA_FOLDER: &str = "folder";
 /// A checkpoint that is being made when a collection begins is committed long before.
 const GARBAGE_AFTER_MIN: Duration = Duration::from_secs(60 * 60);
 
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FilesTable {
+    store: Setting<String, DaemonRestart>,
+    garbage_after: Setting<Span, Live>,
+}
+
 impl Default for FilesTable {
     fn default() -> Self {
-        let garbage_after = Span(Duration::from_secs(24 * 60 * 60));
-        Self { store: IN_THE_DATA_FOLDER.to_owned(), garbage_after }
+        let garbage_after = Span(Duration::from_secs(24 * 60 * 60)).into();
+        Self { store: IN_THE_DATA_FOLDER.to_owned().into(), garbage_after }
     }
 }
 
-#[derive(Debug, Deserialize)]
+impl Table for FilesTable {
+    fn visit(&self, visitor: &mut Visitor) {
+        let FilesTable { store, garbage_after } = self;
+        let words = "\"folder\" (in the data folder), another folder, or \"s3://BUCKET/PREFIX\".";
+        visitor.setting("store", store, doc(words));
+        let words = "What no session names any more is removed after this (1h or more).";
+        visitor.setting("garbage_after", garbage_after, doc(words));
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct S3Table {
-    endpoint: Option<String>,
-    region: String,
-    allow_http: bool,
-    access_key_id: String,
-    secret_access_key: String,
-    session_token: String,
+    endpoint: Setting<Option<String>, DaemonRestart>,
+    region: Setting<String, DaemonRestart>,
+    allow_http: Setting<bool, DaemonRestart>,
+    access_key_id: Setting<String, DaemonRestart>,
+    secret_access_key: Setting<String, DaemonRestart>,
+    session_token: Setting<String, DaemonRestart>,
 }
 
 impl Default for S3Table {
     fn default() -> Self {
+        let text = |text: &str| text.to_owned().into();
         Self {
-            endpoint: None,
-            region: "us-east-1".to_owned(),
-            allow_http: false,
-            access_key_id: "AWS_ACCESS_KEY_ID".to_owned(),
-            secret_access_key: "AWS_SECRET_ACCESS_KEY".to_owned(),
-            session_token: "AWS_SESSION_TOKEN".to_owned(),
+            endpoint: None.into(),
+            region: text("us-east-1"),
+            allow_http: false.into(),
+            access_key_id: text("AWS_ACCESS_KEY_ID"),
+            secret_access_key: text("AWS_SECRET_ACCESS_KEY"),
+            session_token: text("AWS_SESSION_TOKEN"),
         }
     }
 }
 
-#[derive(Debug, Deserialize)]
+impl Table for S3Table {
+    fn visit(&self, visitor: &mut Visitor) {
+        let S3Table {
+            endpoint,
+            region,
+            allow_http,
+            access_key_id,
+            secret_access_key,
+            session_token,
+        } = self;
+        let words = "Of a compatible store; Amazon's own if absent.";
+        let example = "\"https://minio.example:9000\"";
+        visitor.setting("endpoint", endpoint, doc(words).example(example));
+        visitor.setting("region", region, doc("Where the buckets are."));
+        let words = "Whether an endpoint may be http://, where all can read along.";
+        visitor.setting("allow_http", allow_http, doc(words));
+        let words = "Name of the secret with the access key's id.";
+        visitor.setting("access_key_id", access_key_id, doc(words));
+        let words = "Name of the secret with the access key itself.";
+        visitor.setting("secret_access_key", secret_access_key, doc(words));
+        let words = "Name of the secret with the session token, where there is one.";
+        visitor.setting("session_token", session_token, doc(words));
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct InputTable {
     path: String,
@@ -110,7 +152,18 @@ pub(super) struct InputTable {
     etag: Etag,
 }
 
-#[derive(Debug, Deserialize, Default, Clone, Copy, PartialEq, Eq)]
+impl Value for Vec<InputTable> {
+    const KIND: &'static str = "list of tables";
+    fn schema() -> Json {
+        let input = json!({
+            "path": String::schema(), "from": String::schema(),
+            "required": Vec::<String>::schema(), "etag": choice_of(&[Etag::Md5, Etag::Opaque]),
+        });
+        json!({"type": "array", "items": object_of(input, &["path"])})
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize, Default, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 enum Etag {
     #[default]
@@ -118,18 +171,19 @@ enum Etag {
     Opaque,
 }
 
-#[derive(Debug, Deserialize, Default)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct AgentFilesTable {
-    checkpoint: Option<Checkpoint>,
-    every: Option<Span>,
-    keep: Option<u64>,
-    max_files: Option<u64>,
-    max_size: Option<Size>,
-    exclude: Option<Vec<String>>,
+    checkpoint: Setting<Option<Checkpoint>, NextStart>,
+    every: Setting<Option<Span>, NextStart>,
+    /// The daemon's own count; the bridge is not told.
+    keep: Setting<u64, Live>,
+    max_files: Setting<u64, NextStart>,
+    max_size: Setting<Size, NextStart>,
+    exclude: Setting<Vec<String>, NextStart>,
 }
 
-#[derive(Debug, Deserialize, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Serialize, Deserialize, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 enum Checkpoint {
     Turn,
@@ -137,19 +191,60 @@ enum Checkpoint {
     Off,
 }
 
+impl Value for Checkpoint {
+    const KIND: &'static str = "\"turn\", \"stop\" or \"off\"";
+    fn schema() -> Json {
+        choice_of(&[Self::Turn, Self::Stop, Self::Off])
+    }
+}
+
+impl Default for AgentFilesTable {
+    fn default() -> Self {
+        let exclude: Vec<String> = EXCLUDED.iter().map(|pattern| (*pattern).to_owned()).collect();
+        Self {
+            checkpoint: None.into(),
+            every: None.into(),
+            keep: FilesPolicy::default().keep.into(),
+            max_files: (limits::FILES_MAX as u64).into(),
+            max_size: Size(limits::FILES_BYTES_MAX).into(),
+            exclude: exclude.into(),
+        }
+    }
+}
+
+impl Table for AgentFilesTable {
+    fn visit(&self, visitor: &mut Visitor) {
+        let AgentFilesTable { checkpoint, every, keep, max_files, max_size, exclude } = self;
+        let words = "After each \"turn\" (and at the end), only at the \"stop\" of the agent, or \
+                     \"off\". If absent, \"turn\" for the adapters exec and jsonl and \"off\" for \
+                     openai, whose programs have databases of their own open.";
+        visitor.setting("checkpoint", checkpoint, doc(words).example("\"turn\""));
+        let words = "One more by the clock, so often; none if absent.";
+        visitor.setting("every", every, doc(words).example("\"15m\""));
+        visitor.setting("keep", keep, doc("So many of the newest are kept."));
+        let words = "The most files in one: 100000 or fewer.";
+        visitor.setting("max_files", max_files, doc(words));
+        visitor.setting("max_size", max_size, doc("The most bytes in one: 10GiB or less."));
+        let words = "What matches is in none: a name at any depth, or a path from the workspace's \
+                     root; * and ? stand for parts of a name.";
+        visitor.setting("exclude", exclude, doc(words));
+    }
+}
+
 /// What can be made again, or cannot be kept.
 const EXCLUDED: &[&str] =
     &["node_modules", "__pycache__", ".venv", ".cache", "*.sock", "*.tmp", "lost+found"];
 
 pub(super) fn files_of(table: FilesTable, folder: &Path) -> Result<FilesSetting, Problem> {
-    let store = match table.store.as_str() {
+    let FilesTable { store, garbage_after } = table;
+    let store = match store.as_str() {
         IN_THE_DATA_FOLDER => None,
         text => Some(place_of(text, folder).map_err(|words| problem("files.store", words))?),
     };
-    if table.garbage_after.0 < GARBAGE_AFTER_MIN {
+    if garbage_after.0 < GARBAGE_AFTER_MIN {
         return Err(problem("files.garbage_after", "must be at least 1h"));
     }
-    Ok(FilesSetting { store, garbage_after: table.garbage_after.0 })
+    Ok(FilesSetting { store, garbage_after: garbage_after.0 })
 }
 
 pub(super) fn s3_of(table: S3Table) -> Result<S3Setting, Problem> {
@@ -167,7 +262,14 @@ pub(super) fn s3_of(table: S3Table) -> Result<S3Setting, Problem> {
     }
     let S3Table { endpoint, region, allow_http, access_key_id, secret_access_key, session_token } =
         table;
-    Ok(S3Setting { endpoint, region, allow_http, access_key_id, secret_access_key, session_token })
+    Ok(S3Setting {
+        endpoint: endpoint.into_value(),
+        region: region.into_value(),
+        allow_http: *allow_http,
+        access_key_id: access_key_id.into_value(),
+        secret_access_key: secret_access_key.into_value(),
+        session_token: session_token.into_value(),
+    })
 }
 
 /// Relative folders are relative to the config's own.
@@ -184,23 +286,25 @@ fn place_of(text: &str, folder: &Path) -> Result<FilesPlace, String> {
 
 pub(super) fn inputs_of(tables: Vec<InputTable>, folder: &Path) -> Result<Vec<Input>, Problem> {
     let mut inputs: Vec<Input> = Vec::new();
-    for table in tables {
-        let text = table.path.trim_end_matches('/');
-        let path =
-            match text {
-                "." => None,
-                text => Some(FilePath::new(text).map_err(|error| {
-                    problem("inputs.path", format!("'{}': {error}", table.path))
-                })?),
-            };
-        let from = table.from.as_deref().map(|text| place_of(text, folder)).transpose();
-        let from = from.map_err(|words| problem("inputs.from", words))?;
+    for (index, table) in tables.into_iter().enumerate() {
+        let wrong = |key: &str, words| Err(problem(&format!("inputs[{index}].{key}"), words));
+        let path = match table.path.trim_end_matches('/') {
+            "." => None,
+            text => match FilePath::new(text) {
+                Ok(path) => Some(path),
+                Err(error) => return wrong("path", format!("'{}': {error}", table.path)),
+            },
+        };
+        let from = match table.from.as_deref().map(|text| place_of(text, folder)).transpose() {
+            Ok(from) => from,
+            Err(words) => return wrong("from", words),
+        };
         if from.is_none() && table.required.is_empty() {
             let words = "is missing, and nothing is required: say where the files come from";
-            return Err(problem("inputs.from", words));
+            return wrong("from", words.to_owned());
         }
         if table.required.iter().any(|pattern| pattern.trim().is_empty()) {
-            return Err(problem("inputs.required", "has an empty pattern"));
+            return wrong("required", "has an empty pattern".to_owned());
         }
         let has_opaque_etags = table.etag == Etag::Opaque;
         let is_below = |one: &Option<FilePath>, other: &Option<FilePath>| match (one, other) {
@@ -219,7 +323,7 @@ pub(super) fn inputs_of(tables: Vec<InputTable>, folder: &Path) -> Result<Vec<In
         if let Some(other) = inputs.iter().find(is_taken) {
             let other = other.path.as_ref().map_or(".", FilePath::as_str);
             let words = format!("'{}' and '{other}' are one below the other", table.path);
-            return Err(problem("inputs.path", words));
+            return wrong("path", words);
         }
         inputs.push(Input { path, from, required: table.required, has_opaque_etags });
     }
@@ -246,31 +350,28 @@ pub(super) fn kept_of(
     if driver == DriverKind::Fake && (is_on || !inputs.is_empty()) {
         return Err(problem("files", "the fake driver has no workspaces"));
     }
-    let keep = table.keep.unwrap_or(FilesPolicy::default().keep);
-    if keep == 0 {
+    let AgentFilesTable { checkpoint: _, every, keep, max_files, max_size, exclude } = table;
+    if *keep == 0 {
         return Err(problem("files.keep", "must be at least 1"));
     }
-    if table.every.as_ref().is_some_and(|every| every.0 < Duration::from_secs(1)) {
+    if every.as_ref().is_some_and(|every| every.0 < Duration::from_secs(1)) {
         return Err(problem("files.every", "must be at least 1s"));
     }
-    let bounded = |setting: &str, value: Option<u64>, max: u64| match value {
-        Some(value) if !(1..=max).contains(&value) => {
-            Err(problem(setting, format!("must be 1 to {max}")))
-        }
-        value => Ok(value.unwrap_or(max)),
+    let bounded = |setting: &str, value: u64, max: u64, shown: &dyn Display| {
+        let words = || format!("must be 1 to {shown}");
+        let is_fine = (1..=max).contains(&value);
+        if is_fine { Ok(value) } else { Err(problem(setting, words())) }
     };
-    let files_max = bounded("files.max_files", table.max_files, limits::FILES_MAX as u64)?;
-    let size = table.max_size.map(|size| size.0);
-    let bytes_max = bounded("files.max_size", size, limits::FILES_BYTES_MAX)?;
-    let excluded = || EXCLUDED.iter().map(|pattern| (*pattern).to_owned()).collect();
+    let (files_max, bytes_max) = (limits::FILES_MAX as u64, limits::FILES_BYTES_MAX);
     let checkpoint = CheckpointPolicy {
         is_on,
         after_turn: when == Checkpoint::Turn,
-        every_ms: table.every.filter(|_| is_on).map(|every| millis(every.0)),
-        files_max,
-        bytes_max,
-        exclude: table.exclude.unwrap_or_else(excluded),
+        every_ms: every.filter(|_| is_on).map(|every| millis(every.0)),
+        files_max: bounded("files.max_files", *max_files, files_max, &files_max)?,
+        bytes_max: bounded("files.max_size", max_size.0, bytes_max, &Size(bytes_max))?,
+        exclude: exclude.into_value(),
     };
+    let keep = *keep;
     Ok((FilesPolicy { has_inputs: !inputs.is_empty(), is_kept: is_on, keep }, checkpoint))
 }
 
@@ -306,13 +407,16 @@ mod tests {
     #[test]
     fn an_input_without_sense_names_its_setting() {
         let setting = |toml: &str| inputs(toml).unwrap_err().0;
-        assert_eq!(setting("inputs = [{ path = \"../x\", from = \"d\" }]"), "inputs.path");
-        assert_eq!(setting("inputs = [{ path = \"/x\", from = \"d\" }]"), "inputs.path");
-        assert_eq!(setting("inputs = [{ path = \"x\", from = \"gs://b\" }]"), "inputs.from");
-        assert_eq!(setting("inputs = [{ path = \"x\" }]"), "inputs.from");
+        assert_eq!(setting("inputs = [{ path = \"../x\", from = \"d\" }]"), "inputs[0].path");
+        assert_eq!(setting("inputs = [{ path = \"/x\", from = \"d\" }]"), "inputs[0].path");
+        assert_eq!(setting("inputs = [{ path = \"x\", from = \"gs://b\" }]"), "inputs[0].from");
+        assert_eq!(setting("inputs = [{ path = \"x\" }]"), "inputs[0].from");
         let twice = "inputs = [{ path = \"x\", from = \"d\" }, { path = \"x/y\", from = \"e\" }]";
-        assert_eq!(setting(twice), "inputs.path");
-        assert_eq!(setting("inputs = [{ path = \"x\", required = [\" \"] }]"), "inputs.required");
+        assert_eq!(setting(twice), "inputs[1].path");
+        assert_eq!(
+            setting("inputs = [{ path = \"x\", required = [\" \"] }]"),
+            "inputs[0].required"
+        );
     }
 
     #[test]

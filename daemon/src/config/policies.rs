@@ -3,16 +3,16 @@
 //! Owner: `config::parse`. Invariant: a value out of bounds is refused with its setting's name.
 //! Absent: the tables' forms.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
 
-use dormouse_bridge::frames::HEAP_PERCENT_DEFAULT;
 use dormouse_core::breaker::{BreakerPolicy, WINDOW_MIN};
 use dormouse_core::limits;
 use dormouse_core::policy::{AgentPolicy, RetrySafety};
 use dormouse_core::sizing::MemoryPolicy;
 
-use super::units::{Size, Span};
-use super::{IdleTable, Problem, RestartTable, Retry, StartTable, StopTable, TurnTable, problem};
+use super::agent::{IdleTable, RestartTable, Retry, StartTable, StopTable, TurnTable};
+use super::units::Size;
+use super::{Problem, problem};
 
 pub(super) fn memory_of(
     first: Option<Size>,
@@ -37,16 +37,6 @@ pub(super) fn memory_of(
     })
 }
 
-/// "75%".
-pub(super) fn heap_percent(text: Option<&str>) -> Result<u32, Problem> {
-    let Some(text) = text else { return Ok(HEAP_PERCENT_DEFAULT) };
-    let percent = text.strip_suffix('%').and_then(|number| number.parse().ok());
-    percent.filter(|percent| (1..=100).contains(percent)).ok_or_else(|| {
-        let words = format!("'{text}' is no share of the memory limit: write 1% to 100%");
-        problem("heap", words)
-    })
-}
-
 /// What the memory limit is filled in for.
 const OF_MEMORY: [&str; 2] = ["{heap_mib}", "{memory_mib}"];
 /// How V8 is told the size of its heap; `-` and `_` are the same to it.
@@ -56,27 +46,30 @@ const V8_HEAP_SIZES: [&str; 2] = ["max-old-space-size", "max-heap-size"];
 /// of it can be told, takes half of the control group's limit by itself, within bounds
 /// (`ResourceConstraints::ConfigureDefaults`), unless it is told a size.
 pub(super) fn heap_follows<'a>(
-    texts: impl Iterator<Item = &'a String> + Clone,
+    command: &'a [String],
+    env: &'a BTreeMap<String, String>,
     memory: MemoryPolicy,
 ) -> Result<bool, Problem> {
-    let is_of_memory = |text: &&String| OF_MEMORY.iter().any(|field| text.contains(field));
-    if let Some(text) = texts.clone().find(is_of_memory) {
-        if memory.first_bytes.is_none() {
-            let words = format!("'{text}' needs memory = \"…\" beside it");
-            return Err(problem("command and env", words));
+    let of_command = command.iter().enumerate();
+    let of_command = of_command.map(|(index, text)| (format!("command[{index}]"), text));
+    let of_env = env.iter().map(|(name, text)| (format!("env.{name}"), text));
+    let mut texts = Vec::new();
+    for (setting, text) in of_command.chain(of_env) {
+        if let Some(field) = OF_MEMORY.iter().find(|field| text.contains(**field)) {
+            if memory.first_bytes.is_none() {
+                let words = format!("{field} in it needs memory = \"…\" beside it");
+                return Err(problem(&setting, words));
+            }
+            return Ok(true);
         }
-        return Ok(true);
+        texts.push(text.replace('_', "-"));
     }
-    let mut texts = texts.map(|text| text.replace('_', "-"));
+    let mut texts = texts.iter();
     Ok(!texts.any(|text| V8_HEAP_SIZES.iter().any(|option| text.contains(option))))
 }
 
 pub(super) fn breaker_of(table: &RestartTable) -> Result<BreakerPolicy, Problem> {
-    let standard = BreakerPolicy::default();
-    let policy = BreakerPolicy {
-        window: table.window.as_ref().map_or(standard.window, |span| span.0),
-        intensity: table.intensity.unwrap_or(standard.intensity),
-    };
+    let policy = BreakerPolicy { window: table.window.0, intensity: *table.intensity };
     if policy.window < WINDOW_MIN {
         return Err(problem("restart.window", "must be at least 10m"));
     }
@@ -87,25 +80,24 @@ pub(super) fn breaker_of(table: &RestartTable) -> Result<BreakerPolicy, Problem>
 }
 
 pub(super) fn policy_of(
-    idle: IdleTable,
-    start: StartTable,
-    turn: TurnTable,
-    stop: StopTable,
+    idle: &IdleTable,
+    start: &StartTable,
+    turn: &TurnTable,
+    stop: &StopTable,
 ) -> Result<AgentPolicy, Problem> {
     let standard = AgentPolicy::default();
-    let or = |span: Option<Span>, default: Duration| span.map_or(default, |span| span.0);
     let policy = AgentPolicy {
-        stop_after: or(idle.stop_after, standard.stop_after),
-        ready_within: or(start.ready_within, standard.ready_within),
-        stuck_after: or(turn.stuck_after, standard.stuck_after),
-        turn_within: or(turn.within, standard.turn_within),
-        attempts: turn.attempts.unwrap_or(standard.attempts),
-        retry: match turn.retry {
-            None | Some(Retry::Safe) => RetrySafety::Safe,
-            Some(Retry::Ask) => RetrySafety::Ask,
+        stop_after: idle.stop_after.0,
+        ready_within: start.ready_within.0,
+        stuck_after: turn.stuck_after.0,
+        turn_within: turn.within.0,
+        attempts: *turn.attempts,
+        retry: match *turn.retry {
+            Retry::Safe => RetrySafety::Safe,
+            Retry::Ask => RetrySafety::Ask,
         },
-        drain_within: or(stop.drain_within, standard.drain_within),
-        stop_grace: or(stop.grace, standard.stop_grace),
+        drain_within: stop.drain_within.0,
+        stop_grace: stop.grace.0,
         reattach_within: standard.reattach_within,
         ..standard
     };
@@ -133,7 +125,7 @@ mod tests {
     fn follows(texts: &[&str]) -> Result<bool, String> {
         let texts: Vec<String> = texts.iter().map(|text| text.to_string()).collect();
         let memory = MemoryPolicy { first_bytes: Some(512 << 20), ceiling_bytes: None };
-        heap_follows(texts.iter(), memory).map_err(|problem| format!("{problem:?}"))
+        heap_follows(&texts, &BTreeMap::new(), memory).map_err(|problem| format!("{problem:?}"))
     }
 
     #[test]
@@ -143,7 +135,7 @@ mod tests {
         assert_eq!(follows(&["node", "--max-old-space-size=256"]), Ok(false));
         assert_eq!(follows(&["node", "agent.mjs", "--max_old_space_size=256"]), Ok(false));
         assert_eq!(follows(&["deno", "--v8-flags=--max-heap-size=256"]), Ok(false));
-        let unlimited = heap_follows([].iter(), MemoryPolicy::default());
+        let unlimited = heap_follows(&[], &BTreeMap::new(), MemoryPolicy::default());
         assert!(unlimited.is_ok(), "nothing is filled in, and nothing asked for");
     }
 }

@@ -3,8 +3,13 @@
 //! Owner: `config::parse`. Invariants: without the table nothing is said of money; a price is never
 //! without its currency. Absent: what processors, disks or messages cost.
 
-use serde::de::{Deserialize, Deserializer, Error};
+#![deny(unused_variables, reason = "a setting that is taken apart and not shown is forgotten")]
 
+use serde::de::{Deserialize, Deserializer, Error};
+use serde_json::{Value as Json, json};
+
+use super::setting::{Live, Setting, Table, Visitor, doc};
+use super::value::Value;
 use super::{Problem, problem};
 
 /// More than that is a slip of the pen, and would not be written well either.
@@ -13,18 +18,42 @@ const CURRENCY_CHARACTERS_MAX: usize = 8;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-#[derive(Debug, serde::Deserialize, Default)]
+#[derive(Debug, Clone, serde::Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct PricesTable {
-    memory_gib_month: Option<Price>,
-    currency: Option<Currency>,
+    memory_gib_month: Setting<Option<Price>, Live>,
+    currency: Setting<Option<Currency>, Live>,
 }
 
-#[derive(Debug)]
+impl Table for PricesTable {
+    fn visit(&self, visitor: &mut Visitor) {
+        let PricesTable { memory_gib_month, currency } = self;
+        let words = "What 1 GiB costs in a month.";
+        visitor.setting("memory_gib_month", memory_gib_month, doc(words).example("3.50"));
+        let words = "What that is counted in, in at most 8 characters.";
+        visitor.setting("currency", currency, doc(words).example("\"USD\""));
+    }
+}
+
+#[derive(Debug, Clone, serde::Serialize)]
 struct Price(f64);
 
-#[derive(Debug)]
+impl Value for Price {
+    const KIND: &'static str = "price";
+    fn schema() -> Json {
+        json!({"type": "number", "minimum": 0, "maximum": PRICE_MAX})
+    }
+}
+
+#[derive(Debug, Clone, serde::Serialize)]
 struct Currency(String);
+
+impl Value for Currency {
+    const KIND: &'static str = "text";
+    fn schema() -> Json {
+        json!({"type": "string", "minLength": 1, "maxLength": CURRENCY_CHARACTERS_MAX})
+    }
+}
 
 impl<'de> Deserialize<'de> for Price {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -60,7 +89,7 @@ pub(crate) struct Prices {
 }
 
 pub(super) fn prices_of(table: PricesTable) -> Result<Option<Prices>, Problem> {
-    match (table.memory_gib_month, table.currency) {
+    match (table.memory_gib_month.into_value(), table.currency.into_value()) {
         (None, None) => Ok(None),
         (Some(Price(memory_gib_month)), Some(Currency(currency))) => {
             Ok(Some(Prices { memory_gib_month, currency }))

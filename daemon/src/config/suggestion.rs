@@ -1,23 +1,12 @@
 //! What a wrong key was probably meant to be.
 //!
 //! Owner: the config's errors. Invariant: a guess is shown only if it is near. Absent: the keys,
-//! which the parser's own message lists.
+//! which the parser lists.
 
-/// Adds the nearest known key to "unknown field".
-pub(super) fn with_suggestion(message: &str) -> String {
-    let Some((_, after)) = message.split_once("unknown field `") else { return message.to_owned() };
-    let Some((unknown, expected)) = after.split_once('`') else { return message.to_owned() };
-    let nearest = expected
-        .split('`')
-        .skip(1)
-        .step_by(2)
-        .map(|known| (distance(unknown, known), known))
-        .min()
-        .filter(|(distance, known)| *distance <= known.len().div_ceil(2));
-    match nearest {
-        Some((_, known)) => format!("{}\nDid you mean `{known}`?", message.trim_end()),
-        None => message.to_owned(),
-    }
+/// The known key that is nearest to what was written, if it is near.
+pub(super) fn nearest<'a>(unknown: &str, known: &[&'a str]) -> Option<&'a str> {
+    let (distance, nearest) = known.iter().map(|known| (distance(unknown, known), *known)).min()?;
+    (distance <= nearest.len().div_ceil(2)).then_some(nearest)
 }
 
 /// Levenshtein distance; keys are short.

@@ -4,9 +4,11 @@
 //! Owner: `config`. Absent: signs, fractions, decimal sizes (1 MB is not 1 MiB, so it is refused
 //! with a word).
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error};
+use serde::ser::{Serialize, Serializer};
 
 /// A duration with units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +17,10 @@ pub(crate) struct Span(pub(crate) Duration);
 /// A size in bytes, with a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Size(pub(crate) u64);
+
+/// A share, 1% to 100%.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Percent(pub(crate) u32);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UnitError {
@@ -26,6 +32,8 @@ pub(crate) enum UnitError {
     SizeWithoutUnit(String),
     #[error("'{0}' is no size: write for example 64KiB, 512MiB or 2GiB (powers of 1024)")]
     Size(String),
+    #[error("'{0}' is no share of the memory limit: write 1% to 100%")]
+    Percent(String),
     #[error("'{0}' is too large")]
     TooLarge(String),
 }
@@ -96,6 +104,72 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+impl<'de> Deserialize<'de> for Percent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = text_of(deserializer)?;
+        let digits = text.strip_suffix('%').filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        let percent = digits.and_then(|digits| digits.parse().ok());
+        let percent = percent.filter(|percent| (1..=100).contains(percent));
+        percent.map(Percent).ok_or_else(|| D::Error::custom(UnitError::Percent(text)))
+    }
+}
+
+/// Canonical: the largest units first, none twice, so that "60s" and "1m" are the same.
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest_ms = self.0.as_millis();
+        if rest_ms == 0 {
+            return f.write_str("0s");
+        }
+        for (unit, unit_ms) in
+            [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)]
+        {
+            let number = rest_ms / unit_ms;
+            rest_ms %= unit_ms;
+            if number > 0 {
+                write!(f, "{number}{unit}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Canonical: the largest unit that leaves nothing over.
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+        let fits = |(_, shift): &&(&str, u32)| self.0 > 0 && self.0 & ((1 << shift) - 1) == 0;
+        match units.iter().find(fits) {
+            Some((unit, shift)) => write!(f, "{}{unit}", self.0 >> shift),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for Percent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// A number is taken as its digits, so that the error can say that the unit is missing.
 fn text_of<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     #[derive(serde::Deserialize)]
@@ -127,6 +201,29 @@ mod tests {
     fn sizes_are_powers_of_1024() {
         assert_eq!(parse_size("512MiB"), Ok(512 << 20));
         assert_eq!(parse_size("2 GiB"), Ok(2 << 30));
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_as_the_same() {
+        for (text, canonical) in [
+            ("60s", "1m"),
+            ("90m", "1h30m"),
+            ("1500ms", "1s500ms"),
+            ("0ms", "0s"),
+            ("24h", "1d"),
+            ("1d1ms", "1d1ms"),
+        ] {
+            let span = Span(parse_span(text).unwrap());
+            assert_eq!(span.to_string(), canonical);
+            assert_eq!(parse_span(canonical), Ok(span.0));
+        }
+        for (text, canonical) in
+            [("1024MiB", "1GiB"), ("1023 KiB", "1023KiB"), ("5B", "5B"), ("0KiB", "0B")]
+        {
+            let size = Size(parse_size(text).unwrap());
+            assert_eq!(size.to_string(), canonical);
+            assert_eq!(parse_size(canonical), Ok(size.0));
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 mod error;
 mod page;
+mod place;
 mod read;
 mod request;
 #[cfg(test)]
@@ -28,6 +29,8 @@ use object_store::client::{HttpClient, HttpConnector, ReqwestConnector};
 use object_store::{Certificate, ClientOptions};
 
 pub use error::ObjectError;
+use place::is_bucket_name;
+pub use place::{ObjectPlace, PlaceError};
 pub use read::OpenObject;
 
 /// Connections that are kept for the next request.
@@ -97,52 +100,12 @@ pub enum ServerError {
     Unencrypted(String),
     #[error("{0:?} is no name of a bucket")]
     BucketName(String),
-    #[error("{0:?} is no place in a bucket: it is written s3://BUCKET/PREFIX")]
-    Place(String),
     #[error("the region, or a credential, has characters that none has")]
     Character,
     #[error("the certificates are no PEM")]
     Certificates,
     #[error("no client could be made: {0}")]
     Client(String),
-}
-
-/// `s3://bucket/prefix`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ObjectPlace {
-    pub bucket: String,
-    /// Empty, or ends in `/`.
-    pub prefix: String,
-}
-
-impl std::str::FromStr for ObjectPlace {
-    type Err = ServerError;
-    fn from_str(text: &str) -> Result<Self, ServerError> {
-        let wrong = || ServerError::Place(text.to_owned());
-        let rest = text.strip_prefix("s3://").ok_or_else(wrong)?;
-        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-        let is_plain = prefix.is_empty()
-            || prefix.split('/').all(|name| !matches!(name, "" | "." | ".."))
-                && !prefix.chars().any(char::is_control);
-        if !is_bucket_name(bucket) || !is_plain {
-            return Err(wrong());
-        }
-        let slash = if prefix.is_empty() { "" } else { "/" };
-        Ok(Self { bucket: bucket.to_owned(), prefix: format!("{prefix}{slash}") })
-    }
-}
-
-impl fmt::Display for ObjectPlace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "s3://{}/{}", self.bucket, self.prefix)
-    }
-}
-
-fn is_bucket_name(name: &str) -> bool {
-    (1..=63).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
-        && name.bytes().any(|b| b.is_ascii_alphanumeric())
 }
 
 /// One bucket. Clones share its connections.

@@ -6,9 +6,9 @@
 
 use dormouse_core::diagnosis::facts::first_error_line;
 use dormouse_core::evidence::{End, Evidence, OomVictim};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FakeScript {
     /// Starting fails with these words.
@@ -57,7 +57,7 @@ pub struct FakeScript {
     pub log: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FakeReply {
     /// The message's text.
@@ -68,7 +68,7 @@ pub enum FakeReply {
     Fixed(String),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FakeExit {
     Exited {
