@@ -57,6 +57,8 @@ pub(crate) enum ConfigError {
 pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     pub(crate) prices: Option<Prices>,
+    /// What running turns get when the daemon is told to end.
+    pub(crate) drain_within: Duration,
     pub(crate) node: NodePolicy,
     pub(crate) orphan_limit: Duration,
     pub(crate) refuse_without_cgroup: bool,
@@ -145,11 +147,15 @@ struct File {
 #[serde(deny_unknown_fields, default)]
 struct ServerTable {
     listen: SocketAddr,
+    drain_within: Span,
 }
 
 impl Default for ServerTable {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7766)) }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7766)),
+            drain_within: Span(Duration::from_secs(5 * 60)),
+        }
     }
 }
 
@@ -362,6 +368,7 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<(Config, FakeScripts), Co
     }
     let config = Config {
         listen: file.server.listen,
+        drain_within: file.server.drain_within.0,
         prices,
         node: NodePolicy {
             starts_at_once: file.node.starts_at_once,
@@ -409,6 +416,10 @@ fn check_node(file: &File) -> Result<(), Problem> {
         if value == 0 {
             return Err(problem(setting, "must be at least 1"));
         }
+    }
+    if file.server.drain_within.0.is_zero() {
+        let words = "must be longer than 0: a second signal ends at once, where that is wanted";
+        return Err(problem("server.drain_within", words));
     }
     if file.limits.queue_size.0 < limits::MESSAGE_BYTES_MAX as u64 {
         return Err(problem("limits.queue_size", "must hold at least one message of 1MiB"));

@@ -256,7 +256,8 @@ impl Metrics {
                 | News::Delivered { .. }
                 | News::Delta { .. }
                 | News::Slow { .. }
-                | News::WaitingToRestart { .. } => {}
+                | News::WaitingToRestart { .. }
+                | News::DaemonEnding => {}
             }
         }
     }

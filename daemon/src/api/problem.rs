@@ -143,6 +143,17 @@ impl Problem {
         .later(Duration::from_secs(5))
     }
 
+    /// Who waits for an answer in one piece cannot wait here any longer.
+    pub(crate) fn daemon_ending(message: MessageId) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "shutting_down",
+            "this daemon ends or is replaced before the answer is there; the message is kept",
+            format!("GET /v1/messages/{message}?wait=60s gives the answer"),
+        )
+        .later(Duration::from_secs(1))
+    }
+
     /// The bytes of files are somewhere that does not answer now.
     pub(crate) fn files_unavailable() -> Self {
         Self::new(

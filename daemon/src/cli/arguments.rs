@@ -100,6 +100,8 @@ pub(crate) enum Command {
     /// API keys.
     #[command(subcommand)]
     Keys(Keys),
+    /// Let another program take over from the daemon, while clients and agents go on.
+    Upgrade(Upgrade),
     /// The agents in the config, and what they lack on this machine.
     Agents,
     /// What this machine can and cannot enforce, and how to fix it. Needs no daemon.
@@ -238,6 +240,23 @@ pub(crate) struct OneSession {
     /// The session.
     #[arg(value_name = "AGENT[/KEY]")]
     pub(crate) session: SessionArgument,
+}
+
+/// Let another program take over from the daemon of the data folder, on this machine.
+///
+/// The new program is started beside the daemon, with the daemon's own arguments. It gets the
+/// listening socket and the open connections, so that no request fails; turns go on under their
+/// bridges. If it does not come up healthy on the same data, the daemon goes on as if nothing had
+/// been.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: dormouse upgrade --exec /opt/dormouse-1.2/dormouse")]
+pub(crate) struct Upgrade {
+    /// The program that is to take over [default: the one that you are calling]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) exec: Option<PathBuf>,
+    /// Go on even where the new program changes the store, after which the old one cannot read it.
+    #[arg(long)]
+    pub(crate) migrate: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -21,11 +21,12 @@ pub(crate) enum Exit {
     NotSupported = 8,
     DaemonFault = 9,
     LocalFault = 10,
+    LeftRunning = 11,
     Interrupted = 130,
 }
 
 impl Exit {
-    pub(crate) const ALL: [Exit; 12] = [
+    pub(crate) const ALL: [Exit; 13] = [
         Exit::Done,
         Exit::Failed,
         Exit::Usage,
@@ -37,6 +38,7 @@ impl Exit {
         Exit::NotSupported,
         Exit::DaemonFault,
         Exit::LocalFault,
+        Exit::LeftRunning,
         Exit::Interrupted,
     ];
 
@@ -61,6 +63,10 @@ impl Exit {
             Exit::NotSupported => "This version cannot do that yet.",
             Exit::DaemonFault => "The daemon failed, or gave an answer that makes no sense here.",
             Exit::LocalFault => "A local file could not be read, or the output not be written.",
+            Exit::LeftRunning => {
+                "The daemon ended while turns ran. They go on under their bridges, and the next \
+                 start takes them over."
+            }
             Exit::Interrupted => "Interrupted by Ctrl-C. An accepted message goes on.",
         }
     }
