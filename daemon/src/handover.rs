@@ -27,7 +27,6 @@ pub(crate) mod new;
 pub(crate) mod old;
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -40,9 +39,6 @@ pub(crate) use line::{Line, LineError};
 const PROTOCOL: u32 = 1;
 /// Set for a process whose standard input leads to the process that it takes over from.
 const TAKES_OVER: &str = "DORMOUSE_TAKES_OVER";
-/// How long a new process may take until it is prepared, and again until it is healthy.
-pub(crate) const STEP_WITHIN: Duration = Duration::from_secs(30);
-
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "snake_case")]
 enum FromNew {

@@ -258,11 +258,13 @@ fn a_new_one_that_is_no_good_leaves_the_old_one_serving() {
         ("older", speaker(&[prepared(schema - 1)], "time.sleep(60)"), "too old for the store"),
         ("lost", taken_and_lost, "before it was healthy (exit status: 3)"),
         ("late", speaker(&[prepared(schema)], &fails_late), "no luck"),
+        ("mute", speaker(&[], "time.sleep(60)"), "not prepared within"),
+        ("hangs", speaker(&[prepared(schema)], "time.sleep(60)"), "not healthy within"),
     ];
     let pid = daemon.pid();
     for (name, script, why) in cases {
         let path = bad(&daemon, name, &script);
-        let printed = daemon.offline(&["upgrade", "--exec", &path]);
+        let printed = daemon.offline(&["upgrade", "--within", "2s", "--exec", &path]);
         assert_eq!(printed.code, Some(1), "{name}: {printed:?}");
         assert!(printed.err.contains(why), "{name}: {printed:?}");
         assert!(daemon.is_running() && daemon.pid() == pid, "{name}");
@@ -281,4 +283,101 @@ fn without_a_daemon_there_is_nothing_to_upgrade() {
     let daemon = Setup::new().prepare();
     let printed = daemon.offline(&["upgrade"]);
     assert_eq!(printed.code, Some(3), "{printed:?}");
+}
+
+#[test]
+fn a_second_upgrade_at_the_same_time_is_refused() {
+    let mut daemon = setup();
+    let script = format!("#!/bin/sh\ntouch {}\nexec sleep 60\n", daemon.path("began"));
+    let slow = bad(&daemon, "slow", &script);
+    let mut first = support::cli::command(daemon.folder());
+    first.args(["upgrade", "--within", "3s", "--exec", &slow]).arg("--data").arg(daemon.data());
+    let mut first = first.spawn().expect("the program can be executed");
+    until("the first upgrade to begin", || daemon.folder().join("began").exists().then_some(()));
+    let second = daemon.offline(&["upgrade", "--exec", support::cli::program()]);
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(second.err.contains("another upgrade is under way"), "{second:?}");
+    assert_eq!(first.wait().expect("it is a child").code(), Some(1));
+    let _successor = upgraded(&mut daemon);
+}
+
+#[test]
+fn an_old_one_that_is_killed_takes_an_unfinished_new_one_along_and_the_next_start_has_it_all() {
+    let mut daemon = setup();
+    let running = daemon.client().submit("scripted/a", &format!("wait {}", daemon.path("go")));
+    daemon.turn_begins("wait");
+    // The real program, held up before it says that it is prepared.
+    let (held, go_on) = (daemon.path("held"), daemon.path("go-on"));
+    let script = format!(
+        "#!/bin/sh\necho $$ > {held}.new; mv {held}.new {held}\n\
+         while [ ! -e {go_on} ]; do sleep 0.01; done\nexec {} \"$@\"\n",
+        support::cli::program()
+    );
+    let slow = bad(&daemon, "slow", &script);
+    let upgrade = {
+        let mut command = support::cli::command(daemon.folder());
+        command.args(["upgrade", "--exec", &slow]).arg("--data").arg(daemon.data());
+        command.spawn().expect("the program can be executed")
+    };
+    let new = until("the new one to begin", || {
+        let pid = std::fs::read_to_string(&held).ok()?.trim().parse().ok()?;
+        Process::of(pid)
+    });
+    daemon.kill();
+    daemon.touch("go-on");
+    new.is_gone_soon("the new one");
+    let told = upgrade.wait_with_output().expect("it is a child");
+    assert_ne!(told.status.code(), Some(0));
+    daemon.start_again();
+    daemon.touch("go");
+    assert_eq!(daemon.client().reply(&running), "waited");
+    assert_eq!(daemon.turns_with("wait").len(), 1, "it ran once");
+}
+
+#[test]
+fn a_socket_that_systemd_has_opened_is_served_and_handed_over() {
+    let scratch = Setup::new();
+    let script = scratch.folder().join("activate.py");
+    let noted = scratch.folder().join("port");
+    let text = format!(
+        "import os, socket, sys\n\
+         s = socket.socket()\ns.bind(('127.0.0.1', 0))\ns.listen(64)\n\
+         open({noted:?}, 'w').write(str(s.getsockname()[1]))\n\
+         os.dup2(s.fileno(), 3)\n\
+         os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')\n\
+         os.execv(sys.argv[1], sys.argv[1:])\n"
+    );
+    std::fs::write(&script, text).expect("the test's folder can be written");
+    let script = script.display().to_string();
+    let mut daemon = scratch
+        .through(&[support::agents::python(), &script])
+        .scripted("scripted", &[], "")
+        .start();
+    let port: u16 = std::fs::read_to_string(noted).unwrap().parse().unwrap();
+    assert_eq!(address_of(&daemon).port(), port, "not the one of the config");
+    assert_eq!(daemon.client().ask("scripted/a", "count"), "turn 1 of life 1");
+    let _successor = upgraded(&mut daemon);
+    assert_eq!(address_of(&daemon).port(), port);
+    assert_eq!(daemon.client().ask("scripted/a", "count"), "turn 2 of life 1");
+}
+
+#[test]
+fn a_command_that_follows_a_message_sees_its_whole_reply_over_a_hand_over() {
+    let mut daemon = setup();
+    let text = format!("stream-until {}", daemon.path("enough"));
+    let follower = {
+        let mut command = support::cli::command(daemon.folder());
+        command.args(["send", "--stream", "scripted/a", &text]).arg("--data").arg(daemon.data());
+        command.env("DORMOUSE_KEY", daemon.operator_key());
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        command.spawn().expect("the program can be executed")
+    };
+    daemon.turn_begins("stream-until");
+    let _successor = upgraded(&mut daemon);
+    daemon.touch("enough");
+    let printed = follower.wait_with_output().expect("it is a child");
+    let text = String::from_utf8_lossy(&printed.stdout);
+    assert_eq!(printed.status.code(), Some(0), "{}", String::from_utf8_lossy(&printed.stderr));
+    let numbers: Vec<usize> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
+    assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>(), "without gap or repeat");
 }

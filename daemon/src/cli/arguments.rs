@@ -7,11 +7,13 @@ mod foreign;
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use dormouse_core::id::{AgentName, Generation, IdError, MessageId, SessionId, Subject};
 use dormouse_core::session::phase::Phase;
 
+use crate::config::units::parse_span;
 pub(crate) use foreign::{Evidence, WhyForeign};
 
 const KEY_DEFAULT: &str = "main";
@@ -257,6 +259,10 @@ pub(crate) struct Upgrade {
     /// Go on even where the new program changes the store, after which the old one cannot read it.
     #[arg(long)]
     pub(crate) migrate: bool,
+    /// How long the new program may take until it has read its config, and again until it is
+    /// healthy on the data.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_span)]
+    pub(crate) within: Duration,
 }
 
 #[derive(Debug, Subcommand)]

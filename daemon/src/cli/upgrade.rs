@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use dormouse_core::time::millis;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -32,12 +33,12 @@ async fn follow(
     as_json: bool,
     terminal: &mut Terminal,
 ) -> Result<(), CommandError> {
-    let Upgrade { exec, migrate } = arguments;
+    let Upgrade { exec, migrate, within } = arguments;
     let exec = absolute(exec)?;
     let nobody = |source| CommandError::NoDoor { data: data.to_owned(), source };
     let path = door::path_of(data).map_err(|error| nobody(io::Error::other(error)))?;
     let mut stream = UnixStream::connect(path).await.map_err(nobody)?;
-    let mut request = json!(Wanted { exec, migrate }).to_string();
+    let mut request = json!(Wanted { exec, migrate, within_ms: millis(within) }).to_string();
     request.push('\n');
     stream.write_all(request.as_bytes()).await.map_err(nobody)?;
     let mut lines = BufReader::new(stream).lines();

@@ -1,7 +1,7 @@
 //! Where an upgrade is asked for: a Unix socket in the data folder, for its owner alone.
 //!
 //! ```text
-//!  dormouse upgrade ── {"exec": PATH, "migrate": false} ─▶ DATA/upgrade.sock
+//!  dormouse upgrade ── {"exec": PATH, …} ─▶ DATA/upgrade.sock
 //!                   ◀─ {"stage": "prepared", …} · … · {"stage": "done"} or {"stage": "failed"}
 //! ```
 //!
@@ -33,6 +33,8 @@ pub(crate) struct Wanted {
     pub(crate) exec: PathBuf,
     /// A change of the store that cannot be taken back is accepted.
     pub(crate) migrate: bool,
+    /// How long the new process may take until it is prepared, and again until it is healthy.
+    pub(crate) within_ms: u64,
 }
 
 /// What whoever asked is told, one line each.

@@ -102,3 +102,89 @@ impl Taken {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+    use std::thread;
+
+    use hyper::body::Bytes;
+
+    use super::*;
+    use crate::handover::encoded;
+
+    /// A process that takes over, and the other end of its line.
+    fn taking() -> (Taking, Line) {
+        let (old, there) = Line::pair().unwrap();
+        (Taking(Line::of(there)), old)
+    }
+
+    fn is_prepared(old: &Line) -> bool {
+        matches!(old.hear(None), Ok((FromNew::Prepared { protocol: PROTOCOL, .. }, None)))
+    }
+
+    #[test]
+    fn what_is_given_arrives_with_its_sockets() {
+        let (taking, old) = taking();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (connection, peer) = listener.accept().unwrap();
+        let new = thread::spawn(|| {
+            let taken = taking.take().unwrap();
+            taken.is_healthy().unwrap();
+            taken
+        });
+        assert!(is_prepared(&old));
+        old.say(&FromOld::Listener {}, Some(listener.as_fd())).unwrap();
+        let read = encoded(&Bytes::from_static(b"GET /"));
+        old.say(&FromOld::Connection { peer, read }, Some(connection.as_fd())).unwrap();
+        old.say(&FromOld::Yours {}, None).unwrap();
+        assert!(matches!(old.hear(None), Ok((FromNew::Healthy {}, None))));
+        assert!(!new.is_finished(), "nothing is served before the old one says so");
+        old.say(&FromOld::Go {}, None).unwrap();
+        let taken = new.join().unwrap();
+        assert_eq!(taken.listener.local_addr().unwrap(), listener.local_addr().unwrap());
+        let [idle] = &taken.idle[..] else { panic!("{taken:?}") };
+        assert_eq!((idle.peer, &idle.read[..]), (client.local_addr().unwrap(), &b"GET /"[..]));
+    }
+
+    #[test]
+    fn an_old_one_that_dies_before_it_gave_ends_the_new_one() {
+        let (taking, old) = taking();
+        drop(old);
+        assert!(matches!(taking.take(), Err(TakeError::Line(LineError::Gone))));
+        let (taking, old) = self::taking();
+        let new = thread::spawn(|| taking.take());
+        assert!(is_prepared(&old));
+        drop(old);
+        assert!(matches!(new.join().unwrap(), Err(TakeError::Line(LineError::Gone))));
+    }
+
+    #[test]
+    fn an_old_one_that_dies_after_it_gave_leaves_the_new_one_to_serve() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for dies_before_healthy in [true, false] {
+            let (taking, old) = taking();
+            old.say(&FromOld::Listener {}, Some(listener.as_fd())).unwrap();
+            old.say(&FromOld::Yours {}, None).unwrap();
+            let taken = taking.take().unwrap();
+            if dies_before_healthy {
+                drop(old);
+                taken.is_healthy().unwrap();
+            } else {
+                let new = thread::spawn(move || taken.is_healthy());
+                assert!(is_prepared(&old));
+                assert!(matches!(old.hear(None), Ok((FromNew::Healthy {}, None))));
+                drop(old);
+                new.join().unwrap().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_not_agreed_on_is_refused() {
+        let (taking, old) = taking();
+        old.say(&FromOld::Yours {}, None).unwrap();
+        assert!(matches!(taking.take(), Err(TakeError::Order)), "no listener came");
+    }
+}

@@ -13,6 +13,8 @@
 use std::time::{Duration, Instant};
 
 use dormouse_core::journal::{count, human_span};
+use futures_util::FutureExt;
+use rustix::process::{Pid, Signal as ToEnd, kill_process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -45,12 +47,24 @@ impl Signals {
         })
     }
 
+    /// One has come and was not heeded yet.
+    pub(super) fn have_come(&mut self) -> bool {
+        self.next().now_or_never().is_some()
+    }
+
     pub(super) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminated.recv() => {}
             _ = self.interrupted.recv() => {}
         }
     }
+}
+
+/// To the process that serves now.
+pub(super) fn pass_on(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let sent = pid.map(|pid| kill_process(pid, ToEnd::TERM));
+    tracing::info!(?sent, "asked to end meanwhile: so is the new process");
 }
 
 /// Why the wait for turns is over.

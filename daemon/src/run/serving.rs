@@ -15,7 +15,7 @@
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dormouse_core::time::millis;
 use sd_notify::NotifyState;
@@ -25,7 +25,6 @@ use super::ending::{self, Signals};
 use super::node::Node;
 use super::{Ended, Manner, RunError};
 use crate::api;
-use crate::handover::STEP_WITHIN;
 use crate::handover::door::{Asked, Door, Stage};
 use crate::handover::old::Successor;
 use crate::report;
@@ -89,7 +88,9 @@ impl Serving {
                     }));
                 }
                 mut asked = self.door.asked() => match prepare(&asked).await {
-                    Ok(successor) => return self.hand_over(listener, asked, successor).await,
+                    Ok(successor) => {
+                        return self.hand_over(listener, asked, successor, signals).await;
+                    }
                     Err(why) => {
                         tracing::warn!(%why, "the upgrade failed; this process serves on");
                         asked.tell(&Stage::Failed { why }).await;
@@ -123,9 +124,11 @@ impl Serving {
         listener: TcpListener,
         mut asked: Asked,
         successor: Successor,
+        signals: &mut Signals,
     ) -> Result<(Outcome, TcpListener), RunError> {
         let Serving { node, door, connections } = self;
         let (version, pid) = (successor.version.clone(), successor.pid());
+        let within = Duration::from_millis(asked.wanted.within_ms);
         tracing::info!(%version, pid, "handing over");
         asked.tell(&Stage::Prepared { version: version.clone(), pid }).await;
         let stopped_at = Instant::now();
@@ -139,7 +142,7 @@ impl Serving {
         node.close().await?;
         let give = move || {
             let mut successor = successor;
-            let given = successor.give(&listener, &idle, STEP_WITHIN);
+            let given = successor.give(&listener, &idle, within);
             // One that is not healthy is gone before anything is taken back.
             (given.map(|()| successor), listener, idle)
         };
@@ -148,6 +151,10 @@ impl Serving {
             Ok(successor) => {
                 drop(sd_notify::notify(&[NotifyState::MainPid(pid)]));
                 successor.release();
+                if signals.have_come() {
+                    // Meant for whoever serves.
+                    ending::pass_on(pid);
+                }
                 let paused_ms = millis(stopped_at.elapsed());
                 tracing::info!(%version, pid, paused_ms, "handed over");
                 asked.tell(&Stage::Done { version, pid, paused_ms }).await;
@@ -170,8 +177,9 @@ async fn prepare(asked: &Asked) -> Result<Successor, String> {
         return Err(why.to_owned());
     }
     let (program, may_migrate) = (asked.wanted.exec.clone(), asked.wanted.migrate);
+    let within = Duration::from_millis(asked.wanted.within_ms);
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let start = move || Successor::prepare(&program, &arguments, may_migrate, STEP_WITHIN);
+    let start = move || Successor::prepare(&program, &arguments, may_migrate, within);
     let prepared = spawn_blocking(start).await.map_err(|error| error.to_string())?;
     prepared.map_err(|error| report::chain(&error))
 }
