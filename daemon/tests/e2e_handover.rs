@@ -156,12 +156,20 @@ fn followed(client: Client, id: String) -> (String, String) {
     }
 }
 
+/// How much of it, for whoever wants more: DORMOUSE_HANDOVERS, DORMOUSE_CLIENTS of each kind,
+/// DORMOUSE_TURNS, and DORMOUSE_STREAMS of each turn.
+fn amount(name: &str, standard: usize) -> usize {
+    let text = std::env::var(format!("DORMOUSE_{name}")).ok();
+    text.map_or(standard, |text| text.parse().expect("a whole number"))
+}
+
 #[test]
 fn under_load_no_request_fails_no_turn_ends_and_no_stream_has_a_gap() {
+    let (hand_overs, clients) = (amount("HANDOVERS", 3), amount("CLIENTS", 3));
     let mut daemon = setup();
     let client = daemon.client();
     let (address, key) = (address_of(&daemon), daemon.operator_key().to_owned());
-    let ids: Vec<String> = (0..4)
+    let ids: Vec<String> = (0..amount("TURNS", 4))
         .map(|n| {
             let text = format!("stream-until {}", daemon.path("enough"));
             client.submit(&format!("scripted/stream-{n}"), &text)
@@ -172,12 +180,13 @@ fn under_load_no_request_fails_no_turn_ends_and_no_stream_has_a_gap() {
     });
     let streams: Vec<_> = ids
         .iter()
+        .flat_map(|id| std::iter::repeat_n(id, amount("STREAMS", 1)))
         .map(|id| (daemon.client(), id.clone()))
         .map(|(client, id)| thread::spawn(move || followed(client, id)))
         .collect();
-    let loads = [Load::start(address, &key, 3, true), Load::start(address, &key, 3, false)];
+    let loads = [true, false].map(|new| Load::start(address, &key, clients, new));
     let mut successors = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..hand_overs {
         loads.iter().for_each(|load| load.has_grown("requests before the hand-over"));
         successors.push(upgraded(&mut daemon));
         loads.iter().for_each(|load| load.has_grown("requests after the hand-over"));
