@@ -173,6 +173,8 @@ pub enum News {
         at: Wall,
         cause: Cause,
     },
+    /// The daemon is ending: the message waits on disk for its next start.
+    DaemonEnding,
     Answered {
         attempt: u32,
         text: String,

@@ -251,7 +251,7 @@ pub(crate) fn mebibytes(bytes: u64) -> String {
 }
 
 /// "1 message", "2 messages".
-pub(crate) fn count(n: u64, one: &str, many: &str) -> String {
+pub fn count(n: u64, one: &str, many: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {many}") }
 }
 

@@ -93,6 +93,8 @@ pub(crate) struct Context<'a> {
     pub(crate) node: &'a NodePolicy,
     /// How long starts of this agent took lately.
     pub(crate) start_estimate: Option<Duration>,
+    /// The daemon is ending: no turn begins any more.
+    pub(crate) is_draining: bool,
     pub(crate) effects: &'a mut Effects,
 }
 
@@ -213,6 +215,11 @@ impl Session {
     /// The turn that runs now.
     pub fn turn(&self) -> Option<TurnId> {
         self.instance.as_ref()?.turn.as_ref().map(|turn| turn.id)
+    }
+
+    /// Since when it runs, as far as this daemon has seen.
+    pub fn turn_since(&self) -> Option<Monotonic> {
+        self.instance.as_ref()?.turn.as_ref().map(|turn| turn.clock.started_at())
     }
 
     /// Names of the agent's own holds in force.

@@ -53,6 +53,8 @@ pub struct Supervisor {
     budget: StartBudget,
     starting: usize,
     start_took: BTreeMap<AgentName, Duration>,
+    /// This process is ending. Never stored: the next one begins without it.
+    is_draining: bool,
 }
 
 #[derive(Debug)]
@@ -101,6 +103,7 @@ impl Supervisor {
             budget: StartBudget::default(),
             starting: 0,
             start_took: BTreeMap::new(),
+            is_draining: false,
         }
     }
 
@@ -120,10 +123,13 @@ impl Supervisor {
 
     /// When `handle(DeadlinePassed)` is wanted next: at once, if there is room for starts.
     pub fn next_deadline(&self) -> Option<Monotonic> {
+        let first = self.deadlines.first().map(|deadline| deadline.0);
+        if self.is_draining {
+            return first;
+        }
         if self.starting < self.node.starts_at_once && !self.line.waiting.is_empty() {
             return Some(Monotonic::default());
         }
-        let first = self.deadlines.first().map(|deadline| deadline.0);
         let has_room = self.starting < self.node.starts_at_once;
         let probes = self.held_back.iter().filter(|_| has_room).filter_map(|(agent, waiting)| {
             let probe = self.agent_breakers.get(agent)?.next_probe()?.0;
@@ -229,6 +235,7 @@ impl Supervisor {
             verdict: None,
             node: &self.node,
             start_estimate: self.start_took.get(id.agent()).copied(),
+            is_draining: self.is_draining,
             effects,
         };
         slot.session.handle(event, &mut ctx);
@@ -278,7 +285,7 @@ impl Supervisor {
         effects: &mut Effects,
     ) {
         let slot = self.sessions.get(id).expect("it was just handled");
-        let Some(ticket) = slot.ticket else { return };
+        let Some(ticket) = slot.ticket.filter(|_| !self.is_draining) else { return };
         let accepted: Vec<_> = effects.writes[newest_before..]
             .iter()
             .filter_map(|write| {
@@ -312,7 +319,7 @@ impl Supervisor {
             slot.ticket = Some(ticket);
             let ahead = self.line.ahead_of(ticket);
             // Who is held back is told so when the line comes to it.
-            if self.starting + ahead >= self.node.starts_at_once {
+            if self.starting + ahead >= self.node.starts_at_once && !self.is_draining {
                 for message in slot.session.queue().messages() {
                     effects.tell(message, News::InLine { ahead });
                 }
@@ -349,6 +356,9 @@ impl Supervisor {
     }
 
     fn admit_starts(&mut self, now: Now, effects: &mut Effects) {
+        if self.is_draining {
+            return;
+        }
         self.admit_probes(now.monotonic);
         self.admit_paced(now.monotonic);
         while self.starting < self.node.starts_at_once {
@@ -395,6 +405,7 @@ impl Supervisor {
                 verdict: None,
                 node: &self.node,
                 start_estimate: self.start_took.get(id.agent()).copied(),
+                is_draining: false,
                 effects,
             };
             slot.session.begin_start(&mut ctx);

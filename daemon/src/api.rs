@@ -29,6 +29,7 @@ pub(crate) mod words;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
@@ -36,6 +37,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use dormouse_core::limits;
+use tokio::sync::watch;
 
 pub(crate) use readers::Readers;
 
@@ -47,6 +49,7 @@ use crate::gate::Gate;
 use crate::hub::Hub;
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
+use crate::server::{Order, stops_serving};
 use problem::Problem;
 
 /// What every handler may use.
@@ -62,6 +65,23 @@ pub(crate) struct Api {
     pub(crate) config: Arc<Config>,
     pub(crate) drivers: Arc<Drivers>,
     pub(crate) is_draining: Arc<AtomicBool>,
+    pub(crate) orders: watch::Receiver<Order>,
+}
+
+/// After the order to stop, answers that cannot be asked for again get this time to be finished.
+const UNREPEATABLE_WITHIN: Duration = Duration::from_millis(1_500);
+
+impl Api {
+    /// When what waits for something must end, because no request is served any more.
+    async fn stops_serving(&self) {
+        stops_serving(&mut self.orders.clone()).await;
+    }
+
+    /// The same, for an answer whose rest cannot be asked for.
+    async fn is_out_of_time(&self) {
+        self.stops_serving().await;
+        tokio::time::sleep(UNREPEATABLE_WITHIN).await;
+    }
 }
 
 /// A message's text, JSON-escaped at its worst, and what is around it.
@@ -164,7 +184,7 @@ async fn healthz() -> &'static str {
 async fn readyz(State(api): State<Api>) -> Response {
     let mut reasons = Vec::new();
     if api.is_draining.load(Ordering::Relaxed) {
-        reasons.push("shutting down");
+        reasons.push("draining: running turns end, messages wait for the next start");
     }
     if !api.gateway.is_open() {
         reasons.push("the engine has ended");

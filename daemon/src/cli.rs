@@ -5,9 +5,9 @@
 //!  arguments ─▶ command ─▶ client ─▶ HTTP ─▶ shape ─▶ rendered text ─▶ terminal
 //! ```
 //!
-//! Owner: `main`. Invariants: it speaks to the daemon over HTTP only, like every other client, and
-//! in `why_foreign` to other platforms' tools; output goes through `terminal` alone. Absent: the
-//! daemon (`run`), decisions, the store.
+//! Owner: `main`. Invariants: it speaks to the daemon over HTTP only, like every other client, but
+//! for `upgrade`, and in `why_foreign` to other platforms' tools; output goes through `terminal`
+//! alone. Absent: the daemon (`run`), decisions, the store.
 
 mod agents;
 mod arguments;
@@ -31,6 +31,7 @@ mod target;
 mod terminal;
 #[cfg(test)]
 mod testing;
+mod upgrade;
 pub(crate) mod welcome;
 mod when;
 mod why;
@@ -42,6 +43,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
 
+use crate::run::{Ended, RunError};
 use arguments::{Arguments, Command, Common, Keys, WhyAnything};
 use client::Client;
 use error::CommandError;
@@ -109,8 +111,13 @@ fn run(arguments: Arguments, terminal: &mut Terminal) -> Result<(), CommandError
     let Arguments { common, command } = arguments;
     let options = common.options();
     match command {
-        Command::Up => crate::run::up(&options).map_err(run_failed),
-        Command::Serve => crate::run::serve(&options).map_err(run_failed),
+        Command::Up => daemon_ended(crate::run::up(&options)),
+        Command::Serve => daemon_ended(crate::run::serve(&options)),
+        Command::Upgrade(arguments) => {
+            let data = crate::run::data_folder(common.data.as_deref());
+            let data = data.map_err(|error| daemon_failed(error.into()))?;
+            upgrade::upgrade(arguments, &data, common.json, terminal)
+        }
         Command::Doctor => doctor(&common, terminal),
         Command::Completions { shell } => completions(shell, terminal),
         Command::ExitCodes => exit_codes(&common, terminal),
@@ -136,7 +143,15 @@ fn run(arguments: Arguments, terminal: &mut Terminal) -> Result<(), CommandError
     }
 }
 
-fn run_failed(error: crate::run::RunError) -> CommandError {
+fn daemon_ended(ended: Result<Ended, RunError>) -> Result<(), CommandError> {
+    match ended {
+        Ok(Ended::AllFinished) => Ok(()),
+        Ok(Ended::LeftRunning) => Err(CommandError::Several { first: Exit::LeftRunning }),
+        Err(error) => Err(daemon_failed(error)),
+    }
+}
+
+fn daemon_failed(error: RunError) -> CommandError {
     CommandError::Run(Box::new(error))
 }
 
@@ -176,6 +191,7 @@ async fn client_command(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Agents => agents::agents(context).await,
         Command::Up
         | Command::Serve
+        | Command::Upgrade(_)
         | Command::Doctor
         | Command::Completions { .. }
         | Command::ExitCodes

@@ -62,6 +62,8 @@ const FILE_NAME: &str = "dormouse.toml";
 pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     pub(crate) prices: Option<Prices>,
+    /// What running turns get when the daemon is told to end.
+    pub(crate) drain_within: Duration,
     pub(crate) node: NodePolicy,
     pub(crate) orphan_limit: Duration,
     pub(crate) refuse_without_cgroup: bool,
@@ -208,6 +210,7 @@ fn config_of(file: File, folder: &Path) -> Result<(Config, FakeScripts), Problem
     }
     let config = Config {
         listen: *file.server.listen,
+        drain_within: file.server.drain_within.0,
         prices,
         node: NodePolicy {
             starts_at_once: *file.node.starts_at_once,
@@ -256,6 +259,10 @@ fn check_node(file: &File) -> Result<(), Problem> {
         if value == 0 {
             return Err(problem(setting, "must be at least 1"));
         }
+    }
+    if file.server.drain_within.0.is_zero() {
+        let words = "must be longer than 0: a second signal ends at once, where that is wanted";
+        return Err(problem("server.drain_within", words));
     }
     if file.limits.queue_size.0 < limits::MESSAGE_BYTES_MAX as u64 {
         return Err(problem("limits.queue_size", "must hold at least one message of 1MiB"));

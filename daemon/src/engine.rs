@@ -23,9 +23,9 @@ mod step;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use dormouse_core::command::Answer;
+use dormouse_core::command::{Answer, Effects};
 use dormouse_core::event::Event;
 use dormouse_core::id::{AgentName, InstanceId};
 use dormouse_core::policy::AgentSetup;
@@ -33,7 +33,7 @@ use dormouse_core::rollout::Rollout;
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::{Monotonic, Now};
 use dormouse_store::{ApplyError, CommitError, PruneError, ReadError, Store};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::config::{Agent, Config};
 use crate::hub::{Hub, Place};
@@ -43,7 +43,7 @@ use clock::Clock;
 use hands::Hands;
 use mint::Mint;
 use pending::Pending;
-use request::{Request, Verdict};
+use request::{Request, RunningTurn, Verdict};
 use step::{Step, apply_all};
 
 /// The most inputs that one transaction takes: enough for group commit, few enough that the first
@@ -77,6 +77,8 @@ pub(crate) struct Engine {
     next_request: u64,
     /// The disk was too full even to start over: nothing is taken until it is not.
     is_stalled: bool,
+    /// The process is to end: who wants to know which turns still run.
+    draining: Option<watch::Sender<Option<Vec<RunningTurn>>>>,
     /// When old idempotency keys are looked for again.
     prune_at: Monotonic,
 }
@@ -109,6 +111,7 @@ impl Engine {
             clock: Clock::start(),
             next_request: 0,
             is_stalled: false,
+            draining: None,
             prune_at: Monotonic::default(),
             store,
             config,
@@ -158,13 +161,55 @@ impl Engine {
                 events.push(event);
             }
             let ends = requests.iter().any(|request| matches!(request, Request::End));
+            requests.iter().for_each(|request| self.heed(request));
             let is_due = self.clock.is_due(deadline);
             self.batch(std::mem::take(&mut events), std::mem::take(&mut requests), is_due)?;
+            self.report_running();
             self.keep_house()?;
             if ends {
                 return Ok(());
             }
         }
+    }
+
+    /// A drain holds for all of this process, whatever else befalls it.
+    fn heed(&mut self, request: &Request) {
+        if let Request::Drain { report } = request {
+            self.draining = Some(report.clone());
+            self.drain();
+        }
+    }
+
+    fn drain(&mut self) {
+        if self.draining.is_none() {
+            return;
+        }
+        let mut effects = Effects::default();
+        self.supervisor.drain(&mut effects);
+        assert!(effects.writes.is_empty(), "a drain is in memory only");
+        effects.notices.into_iter().for_each(|notice| self.hub.post(notice));
+    }
+
+    /// To whoever waits for the last of them.
+    fn report_running(&self) {
+        let Some(report) = self.draining.as_ref().filter(|_| !self.is_stalled) else { return };
+        let (now, instant) = (self.clock.now().monotonic, Instant::now());
+        let turns = self.supervisor.sessions().filter_map(|session| {
+            let began = now.since(session.turn_since()?);
+            let began_at = instant.checked_sub(began).unwrap_or(instant);
+            Some(RunningTurn { session: session.id().clone(), turn: session.turn()?, began_at })
+        });
+        let turns: Vec<RunningTurn> = turns.collect();
+        let is_same = |known: &Vec<RunningTurn>| {
+            known.iter().map(|one| one.turn).eq(turns.iter().map(|one| one.turn))
+        };
+        report.send_if_modified(|known| {
+            let is_news = !known.as_ref().is_some_and(is_same);
+            if is_news {
+                *known = Some(turns.clone());
+            }
+            is_news
+        });
     }
 
     fn batch(
@@ -286,12 +331,14 @@ impl Engine {
     fn start_over(&mut self) -> Result<(), EngineError> {
         let rollouts = self.store.rollouts().map_err(EngineError::Read)?;
         self.supervisor = empty_supervisor(&self.config, rollouts);
+        self.drain();
         self.hub.forget_turns();
         self.hands.disconnect_bridges();
         match self.rebuild() {
             Ok(()) => self.is_stalled = false,
             Err(error) if error.is_full() => {
                 self.supervisor = empty_supervisor(&self.config, BTreeMap::new());
+                self.drain();
                 self.is_stalled = true;
             }
             Err(error) => return Err(error),
@@ -309,7 +356,10 @@ impl Engine {
             };
             match request {
                 None | Some(Request::End) => return Ok(false),
-                Some(request) => request.refuse(),
+                Some(request) => {
+                    self.heed(&request);
+                    request.refuse();
+                }
             }
         }
         self.start_over()?;

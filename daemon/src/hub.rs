@@ -160,6 +160,7 @@ impl Live {
             News::WaitingToRestart { at, cause } => {
                 self.say(StatusState::WaitingToRestart { at_ms: at.0, cause });
             }
+            News::DaemonEnding => self.say(StatusState::DaemonEnding),
             News::Answered { attempt, text, exit_code: _ } => {
                 if self.attempt != attempt {
                     self.begin(attempt);

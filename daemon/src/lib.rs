@@ -18,6 +18,7 @@ mod engine;
 pub(crate) mod files;
 mod foreign;
 mod gate;
+mod handover;
 mod hub;
 mod keys;
 mod machine;

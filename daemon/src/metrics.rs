@@ -257,7 +257,8 @@ impl Metrics {
                 | News::Delivered { .. }
                 | News::Delta { .. }
                 | News::Slow { .. }
-                | News::WaitingToRestart { .. } => {}
+                | News::WaitingToRestart { .. }
+                | News::DaemonEnding => {}
             }
         }
     }

@@ -1,56 +1,105 @@
 //! Accepting connections: bounds per connection, the peer's address, and an orderly end.
 //!
+//! ```text
+//!  Serve ─┬─ End ──▶ requests in work get a while, connections are closed
+//!         └─ Park ─▶ the same, but what stays open is given back, for another process
+//! ```
+//!
 //! Owner: `run`. Invariants: a header block is read within 10 s and is at most 16 KiB and 100
 //! headers; a body of which nothing comes for 30 s is given up; connections beyond the limit wait
-//! in the listener's backlog; at the end no new request is taken and running ones get a while.
+//! in the listener's backlog; at the end no new request is taken and running ones get a while; a
+//! connection that may be used for another request is never closed by a `Park`.
 //! Absent: routes, TLS (a proxy in front brings it).
 
+mod idle;
+
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use axum::response::Response;
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
+use hyper::header::{CONNECTION, HeaderMap};
 use hyper::server::conn::http1;
+use hyper::{Request, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, Sleep};
+use tower_service::Service;
+
+pub(crate) use idle::Idle;
+use idle::Prefixed;
 
 const HEADER_BYTES_MAX: usize = 16 << 10;
 const HEADERS_MAX: usize = 100;
 const HEADER_WITHIN: Duration = Duration::from_secs(10);
 const BODY_SILENCE_MAX: Duration = Duration::from_secs(30);
-/// How long running requests may take when the daemon ends; streams are resumable, so they are cut
-/// then.
+/// How long running requests may take when the daemon ends; streams are resumable, so they end by
+/// themselves before that.
 const FINISH_WITHIN: Duration = Duration::from_secs(2);
 /// After a failed accept (no file descriptor free, for example), so that it is not tried in a hot
 /// loop.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
-/// Serves until `ended` says so.
+/// What all connections are to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    Serve,
+    End,
+    Park,
+}
+
+/// Waits until there is no serving any more.
+pub(crate) async fn stops_serving(orders: &mut watch::Receiver<Order>) -> Order {
+    // Where nobody gives orders any more, the daemon is over.
+    orders.wait_for(|order| *order != Order::Serve).await.map_or(Order::End, |order| *order)
+}
+
+/// What each connection is made with.
+#[derive(Clone)]
+struct Shared {
+    router: Router,
+    orders: watch::Receiver<Order>,
+    parked: mpsc::UnboundedSender<Idle>,
+}
+
+/// Serves until it is ordered to stop; gives the connections that stay open, after a `Park`.
 pub(crate) async fn serve(
     listener: TcpListener,
+    taken_over: Vec<Idle>,
     router: Router,
     connections_max: usize,
-    mut ended: watch::Receiver<bool>,
-) {
+    mut orders: watch::Receiver<Order>,
+) -> Vec<Idle> {
     let places = Arc::new(Semaphore::new(connections_max));
-    let connections = GracefulShutdown::new();
+    let (parked, mut parking) = mpsc::unbounded_channel();
+    let shared = Shared { router, orders: orders.clone(), parked };
+    for idle in taken_over {
+        // The process before this one had the same limit, or a larger one.
+        let place = Arc::clone(&places).try_acquire_owned().ok();
+        match idle.into_live() {
+            Ok((socket, peer)) => drop(tokio::spawn(shared.clone().converse(socket, peer, place))),
+            Err(error) => tracing::warn!(%error, "a connection could not be taken over"),
+        }
+    }
     loop {
         let place = tokio::select! {
             place = Arc::clone(&places).acquire_owned() => place.expect("never closed"),
-            _ = ended.wait_for(|ended| *ended) => break,
+            _ = stops_serving(&mut orders) => break,
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = ended.wait_for(|ended| *ended) => break,
+            _ = stops_serving(&mut orders) => break,
         };
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -62,48 +111,118 @@ pub(crate) async fn serve(
         };
         // Small answers go out at once; a failure only makes them later.
         drop(socket.set_nodelay(true));
-        let router = router.clone();
-        let service = TowerToHyperService::new(WithPeer { router, peer });
-        let connection = http1::Builder::new()
+        let conversation = shared.clone().converse(Prefixed::new(socket), peer, Some(place));
+        tokio::spawn(conversation);
+    }
+    drop((listener, shared));
+    let mut idle = Vec::new();
+    // Ends when the last connection has let go of its sender.
+    while let Some(connection) = parking.recv().await {
+        idle.push(connection);
+    }
+    idle
+}
+
+impl Shared {
+    /// One connection, from its first request to its last.
+    async fn converse(
+        self,
+        socket: Prefixed,
+        peer: SocketAddr,
+        place: Option<OwnedSemaphorePermit>,
+    ) {
+        let Shared { router, mut orders, parked } = self;
+        let manners = Arc::new(Manners::default());
+        let service = WithPeer { router, peer, manners: Arc::clone(&manners) };
+        let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_WITHIN)
             .max_buf_size(HEADER_BYTES_MAX)
             .max_headers(HEADERS_MAX)
             .serve_connection(TokioIo::new(socket), service);
-        let connection = connections.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%peer, %error, "a connection ended early");
+        let order = tokio::select! {
+            ended = poll_fn(|context| connection.poll_without_shutdown(context)) => Err(ended),
+            order = stops_serving(&mut orders) => Ok(order),
+        };
+        let is_parked = matches!(order, Ok(Order::Park));
+        let ended = match order {
+            Err(ended) => ended,
+            Ok(_) => {
+                manners.is_over.store(true, Ordering::Relaxed);
+                Pin::new(&mut connection).graceful_shutdown();
+                let rest = poll_fn(|context| connection.poll_without_shutdown(context));
+                match tokio::time::timeout(FINISH_WITHIN, rest).await {
+                    Ok(ended) => ended,
+                    Err(_) => return tracing::info!(%peer, "a request was cut: it took too long"),
+                }
             }
-            drop(place);
-        });
+        };
+        if let Err(error) = ended {
+            return tracing::debug!(%peer, %error, "a connection ended early");
+        }
+        let parts = connection.into_parts();
+        let mut socket = parts.io.into_inner();
+        if is_parked && !manners.closes.load(Ordering::Relaxed) {
+            match Idle::of(socket, peer, parts.read_buf) {
+                // Received as long as there is a sender.
+                Ok(idle) => drop(parked.send(idle)),
+                Err(error) => tracing::warn!(%peer, %error, "a connection could not be kept"),
+            }
+        } else {
+            // A peer that has gone already is what is wanted.
+            drop(socket.shutdown().await);
+        }
+        drop(place);
     }
-    drop(listener);
-    if tokio::time::timeout(FINISH_WITHIN, connections.shutdown()).await.is_err() {
-        tracing::info!("open streams were cut; their clients can resume");
-    }
+}
+
+/// How one connection goes on after the request that is in work. Everything happens in its task.
+#[derive(Default)]
+struct Manners {
+    /// No further request is taken: from now on answers say that the connection will be closed.
+    is_over: AtomicBool,
+    /// The client was told so, or wanted it.
+    closes: AtomicBool,
 }
 
 /// Notes the peer's address in each request, and watches over its body.
-#[derive(Clone)]
 struct WithPeer {
     router: Router,
     peer: SocketAddr,
+    manners: Arc<Manners>,
 }
 
-impl tower_service::Service<hyper::Request<Incoming>> for WithPeer {
-    type Response = <Router as tower_service::Service<hyper::Request<Body>>>::Response;
-    type Error = <Router as tower_service::Service<hyper::Request<Body>>>::Error;
-    type Future = <Router as tower_service::Service<hyper::Request<Body>>>::Future;
+impl hyper::service::Service<Request<Incoming>> for WithPeer {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        tower_service::Service::<hyper::Request<Body>>::poll_ready(&mut self.router, context)
-    }
-
-    fn call(&mut self, mut request: hyper::Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let manners = Arc::clone(&self.manners);
+        if is_last(request.version(), request.headers()) {
+            manners.closes.store(true, Ordering::Relaxed);
+        }
         request.extensions_mut().insert(ConnectInfo(self.peer));
-        self.router.call(request.map(|body| Body::new(Watched::new(body, BODY_SILENCE_MAX))))
+        let request = request.map(|body| Body::new(Watched::new(body, BODY_SILENCE_MAX)));
+        // A router is ready at any time.
+        let answer = self.router.clone().call(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            if manners.is_over.load(Ordering::Relaxed) {
+                manners.closes.store(true, Ordering::Relaxed);
+            }
+            answer
+        })
     }
+}
+
+/// The client waits for the connection's end.
+fn is_last(version: Version, headers: &HeaderMap) -> bool {
+    let says_close = headers.get_all(CONNECTION).iter().any(|value| {
+        let words = value.to_str().unwrap_or_default().split(',');
+        words.map(str::trim).any(|word| word.eq_ignore_ascii_case("close"))
+    });
+    version < Version::HTTP_11 || says_close
 }
 
 /// A body that ends with an error when nothing of it comes for too long while it is waited for.

@@ -98,6 +98,13 @@ impl ControlSocket {
         Ok(Self { path, accepting })
     }
 
+    /// Closes it and every connection; returns when nothing of it is open any more.
+    pub async fn close(mut self) {
+        self.accepting.abort();
+        // That it was cancelled is what was wanted.
+        drop((&mut self.accepting).await);
+    }
+
     /// Where it listens.
     pub fn path(&self) -> &Path {
         &self.path
@@ -122,6 +129,12 @@ pub fn bind_private(wanted: &Path) -> Result<(UnixListener, PathBuf), BindError>
     let path = place::socket_path(wanted, runtime_folder.as_deref())?;
     place::remove_stale(&path)?;
     Ok((listen(&path)?, path))
+}
+
+/// Where `bind_private` listens, or has listened.
+pub fn private_path(wanted: &Path) -> Result<PathBuf, BindError> {
+    let runtime_folder = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    place::socket_path(wanted, runtime_folder.as_deref())
 }
 
 /// The mode is set between bind and listen, so that nobody else can ever connect.

@@ -262,7 +262,8 @@ impl Checker {
             | News::Delivered { .. }
             | News::Slow { .. }
             | News::Retrying { .. }
-            | News::WaitingToRestart { .. } => return Ok(()),
+            | News::WaitingToRestart { .. }
+            | News::DaemonEnding => return Ok(()),
         };
         heard.has_ended = true;
         Invariant::OneOutcome.check(row.state == end, || {

@@ -16,7 +16,7 @@ use dormouse_core::event::Event;
 use dormouse_core::id::SessionId;
 
 use crate::bridge::Bridge;
-use crate::engine::Batch;
+use crate::engine::{Batch, Engine};
 use crate::fault::Fault;
 use crate::sabotage::Sabotage;
 use crate::violation::Checked;
@@ -72,7 +72,8 @@ impl World {
         }
         self.check_kept(batch)?;
         if batch.has_caught_up {
-            self.checker.check_overdue(batch.begun_at_ms, &self.engine.agents)?;
+            let Engine { agents, is_draining, .. } = &self.engine;
+            self.checker.check_overdue(batch.begun_at_ms, agents, *is_draining)?;
         }
         let everything = batch.is_recovery || self.figures.commits.is_multiple_of(32);
         let touched = if everything { None } else { Some(touched_by(batch)) };

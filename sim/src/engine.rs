@@ -79,6 +79,8 @@ pub(crate) struct Batch {
 pub(crate) struct Engine {
     pub(crate) supervisor: Supervisor,
     pub(crate) is_up: bool,
+    /// It was asked to end.
+    pub(crate) is_draining: bool,
     /// Counts processes.
     pub(crate) life: u64,
     /// Counts supervisors: one per process, and one more after each failed commit.
@@ -112,6 +114,7 @@ impl Engine {
                 BTreeMap::new(),
             ),
             is_up: true,
+            is_draining: false,
             life: 0,
             epoch: 0,
             zero_at: -1_000,
@@ -372,6 +375,10 @@ impl World {
         Invariant::BoundedRestarts.check(starting <= starts_at_once, || {
             format!("{starting} starts at one time, {starts_at_once} are allowed")
         })?;
+        let is_quiet = !effects.writes.iter().any(begins_something);
+        Invariant::Drain.check(is_quiet || !self.engine.is_draining, || {
+            format!("the daemon is ending, and begins {:?}", effects.writes)
+        })?;
         batch.steps.push(Step { at_ms: self.now, now, event, effects });
         Ok(())
     }
@@ -406,6 +413,17 @@ impl World {
 pub(crate) fn setups(agents: &BTreeMap<AgentName, AgentPolicy>) -> BTreeMap<AgentName, AgentSetup> {
     let only = |policy: &AgentPolicy| AgentSetup::only(policy.clone());
     agents.iter().map(|(name, policy)| (name.clone(), only(policy))).collect()
+}
+
+/// A turn, or a life.
+fn begins_something(write: &Write) -> bool {
+    match write {
+        Write::LeaseDelivery { .. } => true,
+        Write::InsertDecision(decision) => {
+            decision.to == Phase::Starting && decision.from != Phase::Starting
+        }
+        _other => false,
+    }
 }
 
 /// Of a session that stood in line: the first event after a rebuild lets it in, whatever it says.

@@ -44,6 +44,8 @@ faults! {
     CrashBetweenCommands = 4,
     /// While what a crash left is being taken over.
     CrashInRecovery = 150,
+    /// It is asked to end: nothing begins any more, and after a while it ends.
+    Drained = 12,
     /// Down for minutes.
     LongDowntime = 120,
     /// The commit fails and the process goes on.

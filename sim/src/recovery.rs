@@ -35,6 +35,7 @@ impl World {
         self.trace.note(self.now, None, format_args!("the daemon crashes"));
         self.engine.forget();
         self.engine.is_up = false;
+        self.engine.is_draining = false;
         self.engine.inbox.clear();
         self.working = self.durable.clone();
         self.driver_loses_its_daemon();
@@ -47,6 +48,24 @@ impl World {
         };
         self.plan(self.now + down_ms, Action::EngineReturns);
         Ok(())
+    }
+
+    /// SIGTERM: what runs may end, within a time.
+    pub(crate) fn drain(&mut self) {
+        self.engine.is_draining = true;
+        // Who waits is told so; here nobody needs the words.
+        self.engine.supervisor.drain(&mut Effects::default());
+        let budget_ms = self.rng.spread(1, 300_000);
+        let life = self.engine.life;
+        self.plan(self.now + budget_ms, Action::DrainEnds { life });
+    }
+
+    /// The time is over; what still runs goes on under its bridges.
+    pub(crate) fn drain_ends(&mut self, life: u64) -> Checked {
+        if self.engine.life != life || !self.engine.is_up {
+            return Ok(());
+        }
+        self.crash()
     }
 
     pub(crate) fn engine_returns(&mut self) -> Checked {
@@ -105,6 +124,9 @@ impl World {
             let agents = setups(&self.engine.agents);
             Supervisor::new(node, agents, self.durable.rollouts.clone())
         };
+        if self.engine.is_draining {
+            self.engine.supervisor.drain(&mut Effects::default());
+        }
         let mut batch = Batch { is_recovery: true, ..Batch::default() };
         for id in self.durable.awake_sessions() {
             let mut stored = self.durable.stored(&id).expect("a session that was listed is there");

@@ -38,6 +38,8 @@ pub(crate) enum Invariant {
     ReplyIntegrity,
     /// I13: one final word per message.
     OneOutcome,
+    /// I15: a daemon that is ending begins nothing.
+    Drain,
     /// I18: every change of phase has a decision, every exit its evidence.
     Cause,
     /// I22: what was rebuilt from the store equals what ran.
@@ -65,6 +67,7 @@ impl Invariant {
             Invariant::NothingOverwritten => "I11 nothing good is overwritten",
             Invariant::ReplyIntegrity => "I12 reply integrity",
             Invariant::OneOutcome => "I13 one visible outcome",
+            Invariant::Drain => "I15 drain",
             Invariant::Cause => "I18 cause",
             Invariant::Recovery => "I22 recovery",
             Invariant::Liveness => "I23 liveness",

@@ -42,6 +42,7 @@ pub(crate) enum Action {
     EngineTurns,
     EngineCommits { epoch: u64 },
     EngineReturns,
+    DrainEnds { life: u64 },
     DriverLists { epoch: u64 },
     DriverAnswers { epoch: u64, listed: BTreeSet<InstanceId> },
     DriverCreates { instance: InstanceId, ticket: u64 },
@@ -174,6 +175,7 @@ impl World {
             Action::EngineTurns => self.engine_turns(),
             Action::EngineCommits { epoch } => self.engine_commits(epoch),
             Action::EngineReturns => self.engine_returns(),
+            Action::DrainEnds { life } => self.drain_ends(life),
             Action::DriverLists { epoch } => self.driver_lists(epoch),
             Action::DriverAnswers { epoch, listed } => self.driver_answers(epoch, &listed),
             Action::DriverCreates { instance, ticket } => self.driver_creates(instance, ticket),
@@ -268,6 +270,9 @@ impl World {
         if self.engine.is_up() && self.fires(Fault::CrashAnytime) {
             self.crash()?;
         }
+        if self.engine.is_up() && self.fires(Fault::Drained) {
+            self.drain();
+        }
         let soon = self.config.weather_ms * 2;
         self.plan_soon(soon, Action::WeatherChanges);
         Ok(())
@@ -347,6 +352,7 @@ impl Action {
             Action::EngineTurns
             | Action::EngineCommits { .. }
             | Action::EngineReturns
+            | Action::DrainEnds { .. }
             | Action::DriverLists { .. }
             | Action::DriverAnswers { .. }
             | Action::BridgeConnects { .. }

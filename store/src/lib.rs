@@ -34,6 +34,7 @@ pub use error::{ApplyError, CommitError, OpenError, ReadError};
 pub use files::{FilesView, ReferencedBlobs};
 pub use idempotency::{PruneError, Pruned};
 pub use keys::KeyRecord;
+pub use migrations::SCHEMA_VERSION;
 pub use reader::Reader;
 pub use views::{
     AgentSessions, Counts, LastExit, MessageFilter, MessageView, QueuedView, SessionFilter,

@@ -25,7 +25,7 @@ const MIGRATIONS: &[Migration] = &[
 ];
 
 /// What this version reads and writes; SQLite's `user_version`.
-pub(crate) const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
+pub const SCHEMA_VERSION: u32 = MIGRATIONS.len() as u32;
 
 /// SQLite's `application_id`, by which `file` and we know the database: "DORM".
 const APPLICATION_ID: i64 = 0x444f_524d;

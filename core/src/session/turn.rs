@@ -92,6 +92,10 @@ impl Session {
     }
 
     fn arrived(&mut self, message: MessageId, position: usize, ctx: &mut Context<'_>) {
+        if ctx.is_draining {
+            ctx.effects.tell(message, News::DaemonEnding);
+            return;
+        }
         match self.phase {
             // The supervisor starts it, or puts it in line, and says so.
             Phase::Asleep => {}
@@ -119,6 +123,11 @@ impl Session {
     /// Hands the head to the agent, if all that a turn needs is there.
     pub(super) fn deliver_next(&mut self, ctx: &mut Context<'_>) {
         let now = ctx.now.monotonic;
+        if ctx.is_draining {
+            // The store keeps when the next try is due; here nobody is to be woken for it.
+            self.retry.take_if(|at| now >= *at);
+            return;
+        }
         let instance = self.instance();
         let is_free = self.phase == Phase::Awake
             && instance.link.is_attached()

@@ -1,5 +1,6 @@
 //! The line of starts, and who steps out of it for a while: those of an agent that is not started
-//! for now, and those who failed when the node has started too many of such.
+//! for now, and those who failed when the node has started too many of such; and the daemon's end,
+//! when nobody is started any more.
 //!
 //! Owner: `Supervisor`. Invariants: oldest first; who steps out keeps the ticket, and comes back to
 //! the front. Absent: how many starts there may be at a time.
@@ -54,6 +55,20 @@ impl Supervisor {
     /// start any more counts until the budget has room, which is within a minute.
     pub fn restarts_waiting(&self) -> usize {
         self.paced.len()
+    }
+
+    /// From now on no turn begins and nothing is started; messages are taken as ever, and wait for
+    /// the next daemon. What runs goes on.
+    pub fn drain(&mut self, effects: &mut Effects) {
+        if std::mem::replace(&mut self.is_draining, true) {
+            return;
+        }
+        for session in self.sessions.values().map(|slot| &slot.session) {
+            let in_work = session.turn().map(|turn| turn.message);
+            for message in session.queue().messages().filter(|id| Some(*id) != in_work) {
+                effects.tell(message, News::DaemonEnding);
+            }
+        }
     }
 
     /// Its agent is not started for now.

@@ -791,3 +791,79 @@ fn in_stopping_the_agent_keeps_its_grace() {
         "#]],
     );
 }
+
+#[test]
+fn a_daemon_that_is_told_to_end_finishes_turns_and_begins_none() {
+    check(
+        r#"node: starts at once 1
+           given send m1 to a/k · bridge attaches from a/k#1 · ready from a/k#1
+           given send m2 to a/k
+           the daemon is told to end
+           send m3 to a/k
+           send m4 to a/new
+           agent answers m1 "1" from a/k#1
+           the daemon dies and comes back
+           bridge attaches ready from a/k#1"#,
+        expect![[r#"
+            0s          the daemon is told to end
+                m2 hears: the daemon is ending
+            0s          send m3 to a/k
+                answer: accepted m3, behind 2
+                m3 hears: the daemon is ending
+            0s          send m4 to a/new
+                answer: accepted m4, next
+                m4 hears: the daemon is ending
+            0s          agent answers m1 "1" from a/k#1
+                journal: a/k awake: m1 was answered in 0 ms (1 byte)
+                m1 hears: the answer of 1, "1"
+                command: acknowledge m1.1 to a/k#1
+            0s          the daemon dies and comes back
+                journal: a/k awake: the daemon came back and found 2 messages waiting
+                journal: a/new asleep → starting: 1 message to answer
+                m4 hears: waking
+                command: start a/new#1
+            0s          bridge attaches ready from a/k#1
+                journal: a/k awake: m2 was handed to the agent, attempt 1
+                m2 hears: delivered, attempt 1
+                command: admit a/k#1, boot 1
+                command: deliver m2.1 to a/k#1
+            a/k awake, generation 1
+              m1 answered "1"
+              m2 with the agent
+              m3 pending
+            a/new starting, generation 1
+              m4 pending
+        "#]],
+    );
+}
+
+#[test]
+fn a_try_that_falls_due_while_the_daemon_ends_waits_for_the_next_one() {
+    check(
+        r#"given send m1 to a/k · bridge attaches · ready
+           agent fails m1 "busy", retryable
+           the daemon is told to end
+           +10m
+           the daemon dies and comes back
+           bridge attaches ready"#,
+        expect![[r#"
+            0s          agent fails m1 "busy", retryable
+                journal: awake: m1 failed [agent_error]: busy; it will be tried again
+                m1 hears: the agent said that it failed; attempt 2 is due in 1s100ms
+                    [agent_error]
+                command: acknowledge m1.1 to a/k#1
+            0s          the daemon is told to end
+                m1 hears: the daemon is ending
+            0s          +10m
+            10m         the daemon dies and comes back
+                journal: awake: the daemon came back and found 1 message waiting
+            10m         bridge attaches ready
+                journal: awake: m1 was handed to the agent, attempt 2
+                m1 hears: delivered, attempt 2
+                command: admit a/k#1, boot 1
+                command: deliver m1.2 to a/k#1
+            a/k awake, generation 1
+              m1 with the agent, attempts 2
+        "#]],
+    );
+}

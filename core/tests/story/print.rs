@@ -146,6 +146,7 @@ fn heard(news: &News, now: Wall) -> String {
         News::WaitingToRestart { at, cause } => {
             format!("{}; the next start is due {} [{cause}]", cause.plain_words(), pause(at))
         }
+        News::DaemonEnding => "the daemon is ending".to_owned(),
         News::Answered { attempt, text, exit_code: None } => {
             format!("the answer of {attempt}, \"{text}\"")
         }

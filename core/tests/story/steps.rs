@@ -136,6 +136,7 @@ fn pass(world: &mut World, words: &[&str]) -> bool {
             }
             world.restart_daemon();
         }
+        ["the", "daemon", "is", "told", "to", "end"] => world.drain(),
         _other => return false,
     }
     true

@@ -196,6 +196,15 @@ impl World {
         self.handle_due();
     }
 
+    /// What SIGTERM comes down to for the core.
+    pub(crate) fn drain(&mut self) {
+        self.ensure_daemon();
+        let mut effects = Effects::default();
+        self.supervisor.as_mut().expect("it was just made sure").drain(&mut effects);
+        assert!(effects.writes.is_empty(), "a drain is in memory only");
+        self.print(&effects);
+    }
+
     /// The first event of a story ends its settings.
     fn ensure_daemon(&mut self) {
         let (node, agents) = (&self.node, &self.agents);

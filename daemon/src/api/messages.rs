@@ -190,7 +190,10 @@ async fn wait_for_end(api: &Api, id: MessageId, wait: Duration) -> Result<Messag
         }
     };
     // Whether it ended or time ran out, the store says what is the case.
-    drop(tokio::time::timeout(wait, ended).await);
+    tokio::select! {
+        ended = tokio::time::timeout(wait, ended) => drop(ended),
+        () = api.stops_serving() => {}
+    }
     view_of(api, id).await
 }
 

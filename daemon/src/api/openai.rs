@@ -129,10 +129,16 @@ async fn whole(
 ) -> Result<Response, OpenaiProblem> {
     let mut view = view_of(api, id).await?;
     if !crate::api::stream::is_ended(view.state) {
-        while let Some(update) = watcher.next().await {
-            if matches!(update, Update::End) {
-                break;
+        let ended = async {
+            while let Some(update) = watcher.next().await {
+                if matches!(update, Update::End) {
+                    break;
+                }
             }
+        };
+        tokio::select! {
+            () = ended => {}
+            () = api.is_out_of_time() => return Err(OpenaiProblem(Problem::daemon_ending(id))),
         }
         view = view_of(api, id).await?;
     }
@@ -225,7 +231,13 @@ impl Chunks {
             return self.finish_from_store(&view);
         }
         loop {
-            let next = tokio::time::timeout(KEEP_ALIVE_AFTER, self.watcher.next()).await;
+            let next = tokio::select! {
+                next = tokio::time::timeout(KEEP_ALIVE_AFTER, self.watcher.next()) => next,
+                () = self.api.is_out_of_time() => {
+                    let problem = Problem::daemon_ending(self.id);
+                    return self.error(&problem.detail());
+                }
+            };
             return match next {
                 Err(_silence) => Bytes::from_static(b": waiting\n\n"),
                 Ok(Some(Update::Status(_))) => continue,

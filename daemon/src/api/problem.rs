@@ -27,7 +27,7 @@ pub(crate) struct Problem {
 }
 
 /// Every code that is not a cause's, with its status, as in docs/errors.md.
-const CODES: [(&str, u16); 31] = [
+const CODES: [(&str, u16); 32] = [
     ("bad_request", 400),
     ("key_needed", 401),
     ("key_wrong", 401),
@@ -55,6 +55,7 @@ const CODES: [(&str, u16); 31] = [
     ("internal", 500),
     ("cancelled", 502),
     ("interrupted", 502),
+    ("daemon_ending", 503),
     ("files_unavailable", 503),
     ("overloaded", 503),
     ("shutting_down", 503),
@@ -141,6 +142,17 @@ impl Problem {
             "free space where the data folder is; what was accepted before is safe",
         )
         .later(Duration::from_secs(5))
+    }
+
+    /// Who waits for an answer in one piece cannot wait here any longer.
+    pub(crate) fn daemon_ending(message: MessageId) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "daemon_ending",
+            "this daemon ends or is replaced before the answer is there; the message is kept",
+            format!("GET /v1/messages/{message}?wait=60s gives the answer"),
+        )
+        .later(Duration::from_secs(1))
     }
 
     /// The bytes of files are somewhere that does not answer now.

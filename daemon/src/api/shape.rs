@@ -108,6 +108,7 @@ pub(crate) enum StatusState {
     Slow { silent_ms: u64 },
     Retrying { attempt: u32, at_ms: u64, cause: Cause },
     WaitingToRestart { at_ms: u64, cause: Cause },
+    DaemonEnding,
 }
 
 /// The data of a `delta` event; its id is `ATTEMPT.OFFSET`, where OFFSET is the end of the piece in

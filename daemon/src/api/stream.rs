@@ -2,7 +2,8 @@
 //!
 //! Owner: one response each. Invariants: a `delta`'s id is ATTEMPT.OFFSET, from which a client
 //! resumes without gap or repeat (`Last-Event-ID`); the stream ends with exactly one `done` or
-//! `error`; a client that reads slowly holds nothing but its connection. Absent: OpenAI's chunks
+//! `error`, or between two events without either, where the daemon ends: it is resumed at the next
+//! one; a client that reads slowly holds nothing but its connection. Absent: OpenAI's chunks
 //! (`openai`).
 
 use std::convert::Infallible;
@@ -97,7 +98,12 @@ async fn advance(
         Step::Say(bytes, next) => Some((Ok(bytes), *next)),
         Step::Finish => Some((Ok(last_event(api, message).await), Step::End)),
         Step::Watch(mut watcher) => {
-            let next = tokio::time::timeout(KEEP_ALIVE_AFTER, watcher.next()).await;
+            let next = tokio::select! {
+                biased;
+                next = tokio::time::timeout(KEEP_ALIVE_AFTER, watcher.next()) => next,
+                // Between two events: the client resumes at the next daemon.
+                () = api.stops_serving() => return None,
+            };
             Some(match next {
                 Err(_silence) => (Ok(Bytes::from_static(b": waiting\n\n")), Step::Watch(watcher)),
                 Ok(Some(Update::Status(state))) => {

@@ -42,6 +42,9 @@ pub(crate) fn status(state: &StatusState) -> String {
         StatusState::WaitingToRestart { at_ms, cause } => {
             format!("{}; it is started again {}", cause.plain_words(), when(*at_ms))
         }
+        StatusState::DaemonEnding => {
+            "the daemon is ending; the message is kept, and waits for its next start".to_owned()
+        }
     }
 }
 

@@ -8,11 +8,13 @@ mod foreign;
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use dormouse_core::id::{AgentName, Generation, IdError, MessageId, SessionId, Subject};
 use dormouse_core::session::phase::Phase;
 
+use crate::config::units::parse_span;
 pub(crate) use config::ConfigCommand;
 pub(crate) use foreign::{Evidence, WhyForeign};
 
@@ -105,6 +107,8 @@ pub(crate) enum Command {
     /// The config file: check it, see what it would change, list what can be set.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Let another program take over from the daemon, while clients and agents go on.
+    Upgrade(Upgrade),
     /// The agents in the config, and what they lack on this machine.
     Agents,
     /// What this machine can and cannot enforce, and how to fix it. Needs no daemon.
@@ -243,6 +247,27 @@ pub(crate) struct OneSession {
     /// The session.
     #[arg(value_name = "AGENT[/KEY]")]
     pub(crate) session: SessionArgument,
+}
+
+/// Let another program take over from the daemon of the data folder, on this machine.
+///
+/// The new program is started beside the daemon, with the daemon's own arguments. It gets the
+/// listening socket and the open connections, so that no request fails; turns go on under their
+/// bridges. If it does not come up healthy on the same data, the daemon goes on as if nothing had
+/// been.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: dormouse upgrade --exec /opt/dormouse-1.2/dormouse")]
+pub(crate) struct Upgrade {
+    /// The program that is to take over [default: the one that you are calling]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) exec: Option<PathBuf>,
+    /// Go on even where the new program changes the store, after which the old one cannot read it.
+    #[arg(long)]
+    pub(crate) migrate: bool,
+    /// How long the new program may take until it has read its config, and again until it is
+    /// healthy on the data.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_span)]
+    pub(crate) within: Duration,
 }
 
 #[derive(Debug, Subcommand)]

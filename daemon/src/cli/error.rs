@@ -56,6 +56,14 @@ pub(crate) enum CommandError {
     NoSuchStart { session: SessionId, newest: u64 },
     #[error(transparent)]
     Foreign(#[from] ForeignError),
+    #[error("the upgrade failed: {why}")]
+    UpgradeFailed { why: String },
+    #[error("no daemon that could be upgraded runs on {}", data.display())]
+    NoDoor {
+        data: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -183,6 +191,11 @@ impl CommandError {
                 let words = format!("dormouse why {session} has the timeline");
                 Report::new(Exit::NotFound, "no_such_start", self).next([&words])
             }
+            Self::UpgradeFailed { .. } => Report::new(Exit::Failed, "upgrade_failed", self)
+                .next(["`dormouse ps` shows whether the daemon goes on; its log says more"]),
+            Self::NoDoor { .. } => Report::new(Exit::Unreachable, "no_daemon", self)
+                .because(self)
+                .next(["name its data folder with --data"]),
             Self::Foreign(error) => foreign_report(error),
             Self::Config(error) => config_report(error),
             Self::Run(source) => {

@@ -22,11 +22,12 @@ pub(crate) enum Exit {
     DaemonFault = 9,
     LocalFault = 10,
     HasChanges = 11,
+    LeftRunning = 12,
     Interrupted = 130,
 }
 
 impl Exit {
-    pub(crate) const ALL: [Exit; 13] = [
+    pub(crate) const ALL: [Exit; 14] = [
         Exit::Done,
         Exit::Failed,
         Exit::Usage,
@@ -39,6 +40,7 @@ impl Exit {
         Exit::DaemonFault,
         Exit::LocalFault,
         Exit::HasChanges,
+        Exit::LeftRunning,
         Exit::Interrupted,
     ];
 
@@ -64,6 +66,10 @@ impl Exit {
             Exit::DaemonFault => "The daemon failed, or gave an answer that makes no sense here.",
             Exit::LocalFault => "A local file could not be read, or the output not be written.",
             Exit::HasChanges => "There are changes, and `config plan --exit-code` was to say so.",
+            Exit::LeftRunning => {
+                "The daemon ended while turns ran. They go on under their bridges, and the next \
+                 start takes them over."
+            }
             Exit::Interrupted => "Interrupted by Ctrl-C. An accepted message goes on.",
         }
     }

@@ -179,7 +179,8 @@ impl<'a> ReplyPrinter<'a> {
             | StatusState::InLine { .. }
             | StatusState::Waking { .. }
             | StatusState::Syncing { .. }
-            | StatusState::Slow { .. } => true,
+            | StatusState::Slow { .. }
+            | StatusState::DaemonEnding => true,
         };
         if is_news && self.told != status.text {
             self.terminal.status(&status.text);

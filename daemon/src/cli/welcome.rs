@@ -39,6 +39,11 @@ pub(crate) fn print(welcome: &Welcome) {
     let _: Result<(), OutputError> = terminal.line(&text);
 }
 
+/// A line to whoever sits at the terminal.
+pub(crate) fn say(text: &str) {
+    Terminal::of_this_process().status(text);
+}
+
 fn render(
     welcome: &Welcome,
     is_default_data: bool,

@@ -78,20 +78,29 @@ impl Table for File {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ServerTable {
     pub(super) listen: Setting<SocketAddr, DaemonRestart>,
+    pub(super) drain_within: Setting<Span, Live>,
 }
 
 impl Default for ServerTable {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7766)).into() }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7766)).into(),
+            drain_within: Span(Duration::from_secs(5 * 60)).into(),
+        }
     }
 }
 
 impl Table for ServerTable {
     fn visit(&self, visitor: &mut Visitor) {
-        let ServerTable { listen } = self;
+        let ServerTable { listen, drain_within } = self;
         let words = "Where the HTTP interface listens. DORMOUSE_LISTEN overrides it. Beyond \
                      loopback it needs at least one API key to exist.";
         visitor.setting("listen", listen, doc(words));
+        let words = "What running turns get to finish when the daemon is told to end (SIGTERM, \
+                     Ctrl-C). No other turn begins; messages are taken, and wait for the next \
+                     start. What runs longer goes on beside its agent, and the next start takes \
+                     it over.";
+        visitor.setting("drain_within", drain_within, doc(words));
     }
 }
 

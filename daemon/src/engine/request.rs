@@ -4,11 +4,13 @@
 //! when it is full (FAULTS I16); a request that was taken is answered once, after the commit, or
 //! its answer channel closes because the engine ended.
 
+use std::time::Instant;
+
 use dormouse_core::command::Answer;
 use dormouse_core::event::{CheckpointOffer, SessionRequest, Submission, UploadSubmission};
 use dormouse_core::id::{InstanceId, MessageId, SessionId, Subject, TurnId};
 use dormouse_store::KeyRecord;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::hub::Watcher;
 
@@ -65,8 +67,21 @@ pub(crate) enum Request {
         session: SessionId,
         reply: Reply,
     },
+    /// Begin no turn and start nothing from now on, and keep telling which turns still run.
+    Drain {
+        report: watch::Sender<Option<Vec<RunningTurn>>>,
+    },
     /// Finish the batch and end the loop.
     End,
+}
+
+/// A turn that an agent works on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RunningTurn {
+    pub(crate) session: SessionId,
+    pub(crate) turn: TurnId,
+    /// As far as this process has seen.
+    pub(crate) began_at: Instant,
 }
 
 impl Request {
@@ -81,7 +96,7 @@ impl Request {
             | Request::Checkpoint { ask, .. }
             | Request::Drop { ask, .. } => ask.reply,
             Request::Key { reply, .. } | Request::Explain { reply, .. } => reply,
-            Request::End => return,
+            Request::Drain { .. } | Request::End => return,
         };
         drop(reply.send(Verdict::StoreFull));
     }
@@ -155,6 +170,15 @@ impl Gateway {
         let (reply, answer) = oneshot::channel();
         self.put(Request::Explain { session, reply })?;
         answer.await.map_err(|_| AskError::Ended)
+    }
+
+    /// Waits for room: a drain is not refused. What is to be read is `None` until the engine has
+    /// looked, and ends with the engine.
+    pub(crate) async fn drain(&self) -> watch::Receiver<Option<Vec<RunningTurn>>> {
+        let (report, running) = watch::channel(None);
+        // Of an engine that has ended, the receiver says so.
+        drop(self.requests.send(Request::Drain { report }).await);
+        running
     }
 
     /// Waits for room: an end is not refused.

@@ -53,7 +53,8 @@ impl Step<'_, '_> {
 
     pub(super) fn request(&mut self, request: Request, has_room: bool) -> Result<(), EngineError> {
         match request {
-            Request::End => Ok(()),
+            // The engine itself heeds these.
+            Request::Drain { .. } | Request::End => Ok(()),
             Request::Key { change, reply } => self.key_change(change, reply),
             Request::Explain { session, reply } => {
                 let verdict = self.explain(&session);

@@ -29,6 +29,7 @@ const fn beside(
 pub(crate) fn sample_change(path: &str) -> Option<SampleChange> {
     Some(match path {
         "server.listen" => change("\"127.0.0.1:7766\"", "\"127.0.0.1:7767\""),
+        "server.drain_within" => change("\"5m\"", "\"6m\""),
         "node.starts_at_once" => change("4", "2"),
         "node.restarts_per_minute" => change("60", "30"),
         "node.orphan_limit" => change("\"10m\"", "\"20m\""),

@@ -299,6 +299,7 @@ impl Checker {
         &self,
         at: u64,
         agents: &BTreeMap<AgentName, AgentPolicy>,
+        is_draining: bool,
     ) -> Checked {
         let leftover = AgentPolicy::default();
         for (id, watch) in &self.watches {
@@ -309,7 +310,7 @@ impl Checker {
             })?;
         }
         let starting = self.watches.values().filter(|watch| watch.phase == Phase::Starting);
-        let has_room = starting.count() < self.node.starts_at_once;
+        let has_room = starting.count() < self.node.starts_at_once && !is_draining;
         let waiting = self.watches.iter().find(|(id, watch)| {
             let is_paced = watch.failures > 0 && self.is_budget_spent(at);
             watch.clocks.wanted_since.is_some() && !is_paced && !self.is_unwell(id.agent())

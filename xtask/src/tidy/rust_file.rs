@@ -20,7 +20,7 @@ pub(crate) struct Room {
 
 /// The first one has whatever no other one names.
 pub(crate) const CORE_ROOMS: &[Room] = &[
-    Room { name: "machine", modules: &[], lines_max: 4_000 },
+    Room { name: "machine", modules: &[], lines_max: 4_500 },
     Room {
         name: "policies",
         modules: &[
