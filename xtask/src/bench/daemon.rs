@@ -23,7 +23,7 @@ const END_WITHIN: Duration = Duration::from_secs(60);
 /// Short next to what is measured with it: connections to a closed port are refused at once.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 /// Turns were left to their bridges, which are ended next.
-const LEFT_RUNNING: i32 = 11;
+const LEFT_RUNNING: i32 = 12;
 const LAST_WORDS_BYTES: usize = 2_000;
 
 /// What the bounds at the gate are for is not measured here: they are lifted.
