@@ -161,6 +161,11 @@ impl Turns {
         });
     }
 
+    /// Some turn's end is not told for that reason.
+    pub(crate) fn wait_for_files_now(&self) -> bool {
+        self.kept.iter().any(|kept| kept.waits_for_files)
+    }
+
     /// What became of the files of all turns that wait for that.
     pub(crate) fn settle_files(&mut self, files: &FilesReport) {
         for kept in self.kept.iter_mut().filter(|kept| kept.waits_for_files) {

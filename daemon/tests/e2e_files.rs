@@ -369,7 +369,10 @@ fn what_a_message_was_answered_with_is_kept_whoever_is_killed_when(place: Place)
         // Anywhere between the wake and the end of the turn; the answer must not depend on it.
         thread::sleep(Duration::from_millis((round * 53) % 400));
         let newest = stage.daemon.instances().into_iter().next_back();
+        let loses_workspace = round % 4 == 3;
         match (round % 3, newest) {
+            // What a bridge that is killed had not kept yet is in the workspace alone.
+            (1, Some(_)) if loses_workspace => {}
             (0, _) => {
                 stage.daemon.kill();
                 stage.daemon.start_again();
@@ -380,7 +383,7 @@ fn what_a_message_was_answered_with_is_kept_whoever_is_killed_when(place: Place)
         }
         let message = stage.daemon.client().ended(&id);
         assert_eq!((&message["state"], &message["reply"]), (&json!("answered"), &json!("in\n")));
-        if round % 4 == 3 {
+        if loses_workspace {
             stage.sleeps();
             stage.lose_workspace();
         }

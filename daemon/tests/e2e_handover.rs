@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::http::Client;
 use support::processes::Process;
+use support::scratch::say;
 use support::{Daemon, SOON, Setup, until};
 
 fn setup() -> Daemon {
@@ -40,6 +41,7 @@ fn upgraded(daemon: &mut Daemon) -> Successor {
     let stages = printed.json_lines();
     let done = stages.last().expect("a last stage");
     assert_eq!(done["stage"], "done", "{stages:?}\n{}", daemon.log());
+    say(&format!("a hand-over: requests waited {} ms", done["paused_ms"]));
     let pid = i32::try_from(done["pid"].as_i64().expect("its number")).unwrap();
     Successor(Process::of(pid).expect("it lives"))
 }
@@ -389,4 +391,108 @@ fn a_command_that_follows_a_message_sees_its_whole_reply_over_a_hand_over() {
     assert_eq!(printed.status.code(), Some(0), "{}", String::from_utf8_lossy(&printed.stderr));
     let numbers: Vec<usize> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
     assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>(), "without gap or repeat");
+}
+
+#[test]
+fn a_service_manager_is_told_of_the_drain_and_of_the_new_main_process() {
+    let setup = Setup::new();
+    let path = setup.folder().join("notify");
+    let heard = std::os::unix::net::UnixDatagram::bind(&path).expect("a short path");
+    heard.set_read_timeout(Some(SOON)).unwrap();
+    let hears = |wanted: &str| {
+        let mut bytes = [0; 4096];
+        loop {
+            let count = heard.recv(&mut bytes).unwrap_or_else(|e| panic!("no {wanted}: {e}"));
+            let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+            if text.contains(wanted) {
+                return text;
+            }
+        }
+    };
+    let notify = path.display().to_string();
+    let mut daemon =
+        setup.environment("NOTIFY_SOCKET", &notify).scripted("scripted", &[], "").start();
+    hears("READY=1");
+    let successor = upgraded(&mut daemon);
+    hears(&format!("MAINPID={}", successor.0.pid));
+    assert_eq!(daemon.has_ended(SOON).code(), Some(0));
+    let client = Client { address: address_of(&daemon), key: Some(daemon.operator_key().into()) };
+    let id = client.submit("scripted/a", &format!("wait {}", daemon.path("go")));
+    daemon.turn_begins("wait");
+    successor.0.signal(rustix::process::Signal::TERM);
+    hears("STOPPING=1");
+    assert!(hears("EXTEND_TIMEOUT_USEC=").contains("STATUS=waiting for 1 turn: scripted/a, "));
+    daemon.touch("go");
+    assert_eq!(client.reply(&id), "waited");
+    successor.0.is_gone_soon("the new one, after its turn");
+}
+
+/// The daemons of a data folder that live, old and new.
+fn daemons(daemon: &Daemon) -> Vec<Process> {
+    let data = daemon.data().display().to_string();
+    let entries = std::fs::read_dir("/proc").expect("/proc is there").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let serves = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        words.get(1) == Some(&&b"serve"[..]) && words.contains(&data.as_bytes())
+    };
+    pids.filter(serves).filter_map(Process::of).filter(Process::is_alive).collect()
+}
+
+fn is_ready(daemon: &Daemon) -> bool {
+    let ready = daemon.call("GET", "/readyz").try_send();
+    ready.is_ok_and(|ready| ready.status == 200)
+}
+
+/// Kills one of the two `after` the upgrade was asked for, and sees what is left through.
+fn killed_on_the_way(after: Duration, victim_is_old: bool) {
+    let mut daemon = setup();
+    let client = daemon.client();
+    let running = client.submit("scripted/a", &format!("wait {}", daemon.path("go")));
+    daemon.turn_begins("wait");
+    let waiting = client.submit("scripted/a", "behind it");
+    let mut upgrade = support::cli::command(daemon.folder());
+    upgrade.args(["upgrade", "--exec", support::cli::program()]).arg("--data").arg(daemon.data());
+    let mut upgrade = upgrade.spawn().expect("the program can be executed");
+    let old = Process::of(daemon.pid()).expect("it lives");
+    // Any moment will do: this is where the kill falls, and nothing waits for it.
+    thread::sleep(after);
+    if victim_is_old {
+        old.kill();
+    } else {
+        daemons(&daemon).iter().filter(|one| one.pid != old.pid).for_each(Process::kill);
+    }
+    upgrade.wait().expect("it is a child");
+    let serves = until("somebody to serve, or nobody to be left", || {
+        let alive: Vec<_> = daemons(&daemon);
+        let is_serving = is_ready(&daemon) && !(victim_is_old && alive.contains(&old));
+        (is_serving || alive.is_empty()).then_some(is_serving)
+    });
+    say(&format!(
+        "killed the {} one after {after:?}: {}",
+        if victim_is_old { "old" } else { "new" },
+        if serves { "the other serves" } else { "nobody serves" }
+    ));
+    if !old.is_alive() {
+        daemon.has_ended(SOON);
+    }
+    if !serves {
+        daemon.start_again();
+    }
+    daemon.touch("go");
+    let client = Client { address: address_of(&daemon), key: Some(daemon.operator_key().into()) };
+    assert_eq!(client.reply(&running), "waited", "{}", daemon.log());
+    assert_eq!(client.reply(&waiting), "behind it", "{}", daemon.log());
+    assert_eq!(daemon.turns_with("wait").len(), 1, "it ran once");
+    daemons(&daemon).iter().filter(|one| one.pid != old.pid).for_each(Process::kill);
+}
+
+#[test]
+fn whichever_is_killed_at_any_moment_the_other_serves_or_the_next_start_has_it_all() {
+    for millis in [10, 25, 35, 45, 60] {
+        for victim_is_old in [true, false] {
+            killed_on_the_way(Duration::from_millis(millis), victim_is_old);
+        }
+    }
 }

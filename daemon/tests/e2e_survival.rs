@@ -91,7 +91,7 @@ fn a_daemon_that_is_asked_to_end_leaves_agents_running_and_the_next_one_finds_th
     let there = (daemon.instance_of("scripted/idle"), daemon.instance_of("scripted/busy"));
 
     let status = daemon.terminate();
-    assert_eq!(status.code(), Some(11), "a turn was left to its bridge: {status}");
+    assert_eq!(status.code(), Some(12), "a turn was left to its bridge: {status}");
     assert!(there.0.1.is_alive() && there.0.2.is_alive() && there.1.2.is_alive());
     daemon.start_again();
     let client = daemon.client();

@@ -76,10 +76,14 @@ impl Instance {
     pub(crate) fn keep_files_of_the_end(&mut self, kill_at: Option<Instant>) {
         self.files.stop_clock();
         let is_heard = self.line == LineState::Welcomed;
-        match kill_at {
-            Some(kill_at) if is_heard && self.files.wants_checkpoint(Reason::End) => {
-                let margin = limits::STOP_REPORT_MARGIN - LAST_WORD_WITHIN;
-                let until = kill_at.max(Instant::now()) + margin;
+        let margin = limits::STOP_REPORT_MARGIN - LAST_WORD_WITHIN;
+        // An agent that died has its successor wait for nothing but a turn that it had answered.
+        let until = match kill_at {
+            Some(kill_at) => Some(kill_at.max(Instant::now()) + margin),
+            None => self.turns.wait_for_files_now().then(|| Instant::now() + margin),
+        };
+        match until {
+            Some(until) if is_heard && self.files.wants_checkpoint(Reason::End) => {
                 self.files.begin_checkpoint(Reason::End, Some(until));
             }
             _ => {
