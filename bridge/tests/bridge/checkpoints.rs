@@ -182,6 +182,25 @@ async fn a_stop_keeps_the_files_before_the_last_word() {
 }
 
 #[tokio::test]
+async fn an_agent_that_dies_after_its_answer_takes_no_files_with_it() {
+    let stage = Stage::started();
+    let depot = stage.depot();
+    let version = depot.plan(&[], &[], on());
+    let mut line = stage.welcome(None).await;
+    line.sync(&stage, &depot, version).await.unwrap();
+    let launch = stage.jsonl("next_turn; echo 1 > a; finish ok; exit 1");
+    line.send(ToBridge::Launch { launch }).await;
+    assert_eq!(line.next().await, FromBridge::Ready);
+    // It is dead before anything of it is kept.
+    depot.contents().refusals.extend([503, 503]);
+    let turn = line.turn(1, "x").await;
+    let (outcome, told) = line.report(turn).await;
+    assert_eq!((outcome, told.unwrap().checkpoint), (answered("ok"), Some(1)));
+    line.exited().await;
+    assert_eq!(paths(&depot), ["a"]);
+}
+
+#[tokio::test]
 async fn a_signal_to_the_bridge_keeps_the_files_as_well() {
     let stage = Stage::started();
     let depot = stage.depot();
