@@ -61,6 +61,8 @@ pub struct Supervisor {
 struct Agent {
     setup: AgentSetup,
     rollout: Rollout,
+    /// The store knows how it stands.
+    is_kept: bool,
 }
 
 #[derive(Debug)]
@@ -78,7 +80,7 @@ impl Borrow<str> for AgentName {
 }
 
 impl Supervisor {
-    /// `rollouts` as they were kept; an agent without one is new.
+    /// `rollouts` as they were kept; an agent without one is new. `note_rollouts` follows.
     pub fn new(
         node: NodePolicy,
         agents: BTreeMap<AgentName, AgentSetup>,
@@ -86,8 +88,10 @@ impl Supervisor {
     ) -> Self {
         let agents = agents.into_iter().map(|(name, setup)| {
             let kept = rollouts.remove(&name);
-            let rollout = kept.unwrap_or_else(|| Rollout::first(setup.wanted));
-            (name, Agent { setup, rollout })
+            let is_kept = kept.as_ref().is_some_and(|kept| kept.wanted == setup.wanted);
+            let mut rollout = kept.unwrap_or_else(|| Rollout::first(setup.wanted));
+            rollout.want(setup.wanted);
+            (name, Agent { setup, rollout, is_kept })
         });
         Self {
             node,

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_bridge::frames::{Adapter, Launch, Secret};
-use dormouse_core::id::{InstanceId, SessionId};
+use dormouse_core::id::{InstanceId, RevisionNumber, SessionId};
 use dormouse_core::time::millis;
 
 use crate::config::{AdapterSetting, Agent, Config};
+use crate::revisions::Revisions;
 
 /// Where programs are looked up when dormouse itself has no PATH.
 const PATH_FALLBACK: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -33,14 +34,16 @@ pub(crate) enum LaunchError {
 #[derive(Debug)]
 pub(crate) struct Agents {
     config: Arc<Config>,
+    revisions: Arc<Revisions>,
     secrets_folder: PathBuf,
     examples_folder: PathBuf,
 }
 
 impl Agents {
-    pub(crate) fn new(config: Arc<Config>, data: &Path) -> Self {
+    pub(crate) fn new(config: Arc<Config>, revisions: Arc<Revisions>, data: &Path) -> Self {
         Self {
             config,
+            revisions,
             secrets_folder: data.join("secrets"),
             examples_folder: data.join("examples"),
         }
@@ -50,12 +53,23 @@ impl Agents {
         self.config.agents.get(session.agent())
     }
 
+    /// The agent as that revision has it.
+    pub(crate) fn in_revision(
+        &self,
+        session: &SessionId,
+        revision: RevisionNumber,
+    ) -> Option<&Agent> {
+        self.revisions.agent(session.agent(), revision)
+    }
+
     pub(crate) fn launch(
         &self,
         instance: &InstanceId,
+        revision: RevisionNumber,
         workspace: PathBuf,
     ) -> Result<Launch, LaunchError> {
-        let agent = self.of(&instance.session).ok_or(LaunchError::NotConfigured)?;
+        let agent = self.in_revision(&instance.session, revision);
+        let agent = agent.ok_or(LaunchError::NotConfigured)?;
         let command = agent.command.iter().map(|part| self.with_examples(part)).collect();
         Ok(Launch {
             command,

@@ -18,7 +18,6 @@ mod policies;
 mod prices;
 #[cfg(test)]
 mod reference;
-#[cfg_attr(not(any(test, fuzzing)), expect(dead_code, reason = "nobody keeps revisions yet"))]
 pub(crate) mod revision;
 #[cfg(test)]
 mod samples_test;
@@ -57,6 +56,7 @@ use crate::notify::Target;
 pub(crate) const DEFAULT: &str = include_str!("config/default.toml");
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const FILE_NAME: &str = "dormouse.toml";
+const BUILT_IN: &str = "(built in)";
 
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -107,6 +107,10 @@ pub(crate) type FakeScripts = BTreeMap<AgentName, FakeScript>;
 pub(crate) struct Loaded {
     pub(crate) config: Config,
     pub(crate) fake_scripts: FakeScripts,
+    /// As it is written.
+    pub(crate) file: File,
+    /// What is relative is relative to it.
+    pub(crate) folder: PathBuf,
     /// `None`: the text that is built in.
     pub(crate) path: Option<PathBuf>,
 }
@@ -124,13 +128,14 @@ pub(crate) struct Parsed {
 /// Reads the file that was named, else `dormouse.toml` beside the user, else the built-in text.
 pub(crate) fn load(named: Option<&Path>) -> Result<Loaded, ConfigError> {
     let path = path_of(named);
-    let Parsed { mut config, fake_scripts, file: _ } = read_and_parse(path.as_deref())?;
+    let Parsed { mut config, fake_scripts, file } = read_and_parse(path.as_deref())?;
     config.node.memory_max_bytes = machine::memory_max_bytes();
     if let Ok(listen) = std::env::var("DORMOUSE_LISTEN") {
         config.listen =
             listen.parse().map_err(|_| ConfigError::Environment { value: listen.clone() })?;
     }
-    Ok(Loaded { config, fake_scripts, path })
+    let folder = folder_of(path.as_deref().unwrap_or(Path::new(BUILT_IN)));
+    Ok(Loaded { config, fake_scripts, file, folder, path })
 }
 
 /// The file that is meant; `None`: the built-in text.
@@ -145,7 +150,7 @@ pub(crate) fn path_of(named: Option<&Path>) -> Option<PathBuf> {
 pub(crate) fn read_and_parse(path: Option<&Path>) -> Result<Parsed, ConfigError> {
     match path {
         Some(path) => parse_bytes(&read(path)?, path),
-        None => parse_whole(DEFAULT, Path::new("(built in)")),
+        None => parse_whole(DEFAULT, Path::new(BUILT_IN)),
     }
 }
 
@@ -184,12 +189,15 @@ pub(crate) fn parse_whole(text: &str, path: &Path) -> Result<Parsed, ConfigError
     }
     let file: File =
         toml::from_str(text).map_err(|error| ConfigError::of_parser(&error, text, path))?;
-    // What is relative is relative to the file, or for the built-in text to where we are.
-    let folder = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let folder = folder.parent().unwrap_or(Path::new("/"));
-    let (config, fake_scripts) = config_of(file.clone(), folder)
+    let (config, fake_scripts) = config_of(file.clone(), &folder_of(path))
         .map_err(|problem| ConfigError::of_setting(problem, text, path))?;
     Ok(Parsed { file, config, fake_scripts })
+}
+
+/// What is relative is relative to the file, or for the built-in text to where we are.
+fn folder_of(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    path.parent().unwrap_or(Path::new("/")).to_owned()
 }
 
 fn config_of(file: File, folder: &Path) -> Result<(Config, FakeScripts), Problem> {

@@ -28,17 +28,17 @@ use std::time::{Duration, Instant};
 use dormouse_core::command::{Answer, Effects};
 use dormouse_core::event::Event;
 use dormouse_core::id::{AgentName, InstanceId};
-use dormouse_core::policy::AgentSetup;
 use dormouse_core::rollout::Rollout;
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::{Monotonic, Now};
 use dormouse_store::{ApplyError, CommitError, PruneError, ReadError, Store};
 use tokio::sync::{mpsc, watch};
 
-use crate::config::{Agent, Config};
+use crate::config::Config;
 use crate::hub::{Hub, Place};
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
+use crate::revisions::Revisions;
 use clock::Clock;
 use hands::Hands;
 use mint::Mint;
@@ -66,6 +66,7 @@ pub(crate) struct Engine {
     store: Store,
     supervisor: Supervisor,
     config: Arc<Config>,
+    revisions: Arc<Revisions>,
     clock: Clock,
     mint: Mint,
     hub: Hub,
@@ -92,6 +93,7 @@ const STALL_RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) struct EngineParts {
     pub(crate) store: Store,
     pub(crate) config: Arc<Config>,
+    pub(crate) revisions: Arc<Revisions>,
     pub(crate) hub: Hub,
     pub(crate) hands: Hands,
     pub(crate) metrics: Arc<Metrics>,
@@ -103,10 +105,20 @@ pub(crate) struct EngineParts {
 impl Engine {
     /// Takes over what the store holds. `alive` are the instances that the drivers found running.
     pub(crate) fn recover(parts: EngineParts) -> Result<Self, EngineError> {
-        let EngineParts { store, config, hub, hands, metrics, notifier, requests, events } = parts;
+        let EngineParts {
+            store,
+            config,
+            revisions,
+            hub,
+            hands,
+            metrics,
+            notifier,
+            requests,
+            events,
+        } = parts;
         let newest = store.newest_message_id().map_err(EngineError::Read)?;
         let mut engine = Self {
-            supervisor: empty_supervisor(&config, BTreeMap::new()),
+            supervisor: Supervisor::new(config.node.clone(), BTreeMap::new(), BTreeMap::new()),
             mint: Mint::after(newest),
             clock: Clock::start(),
             next_request: 0,
@@ -115,6 +127,7 @@ impl Engine {
             prune_at: Monotonic::default(),
             store,
             config,
+            revisions,
             hub,
             hands,
             metrics,
@@ -330,14 +343,14 @@ impl Engine {
     /// was not acknowledged.
     fn start_over(&mut self) -> Result<(), EngineError> {
         let rollouts = self.store.rollouts().map_err(EngineError::Read)?;
-        self.supervisor = empty_supervisor(&self.config, rollouts);
+        self.supervisor = self.empty_supervisor(rollouts);
         self.drain();
         self.hub.forget_turns();
         self.hands.disconnect_bridges();
         match self.rebuild() {
             Ok(()) => self.is_stalled = false,
             Err(error) if error.is_full() => {
-                self.supervisor = empty_supervisor(&self.config, BTreeMap::new());
+                self.supervisor = self.empty_supervisor(BTreeMap::new());
                 self.drain();
                 self.is_stalled = true;
             }
@@ -366,10 +379,15 @@ impl Engine {
         Ok(true)
     }
 
+    fn empty_supervisor(&self, rollouts: BTreeMap<AgentName, Rollout>) -> Supervisor {
+        Supervisor::new(self.config.node.clone(), self.revisions.setups(), rollouts)
+    }
+
     /// Takes over every session that is not dormant, and settles with the drivers what still lives.
     fn rebuild(&mut self) -> Result<(), EngineError> {
         let now = self.clock.now();
         let mut pending = Pending::default();
+        self.supervisor.note_rollouts(&mut pending.effects);
         let live = self.store.live_sessions().map_err(EngineError::Read)?;
         let mut expected = Vec::new();
         for stored in live {
@@ -387,12 +405,6 @@ impl Engine {
         self.hands.reconcile(expected);
         Ok(())
     }
-}
-
-fn empty_supervisor(config: &Config, rollouts: BTreeMap<AgentName, Rollout>) -> Supervisor {
-    let setup = |agent: &Agent| AgentSetup::only(agent.policy.clone());
-    let agents = config.agents.iter().map(|(name, agent)| (name.clone(), setup(agent))).collect();
-    Supervisor::new(config.node.clone(), agents, rollouts)
 }
 
 impl EngineError {

@@ -27,6 +27,7 @@ mod notify;
 mod outcomes;
 mod random;
 mod report;
+mod revisions;
 mod run;
 mod server;
 

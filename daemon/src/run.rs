@@ -16,18 +16,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dormouse_edge::control::BindError;
-use dormouse_store::{OpenError, Store};
+use dormouse_store::{OpenError, Reader, Store};
 use tokio::runtime::Runtime;
 use tokio::task::spawn_blocking;
 
 use crate::api::Api;
-use crate::config::{self, ConfigError, Loaded};
+use crate::config::{self, Config, ConfigError, File, Loaded};
 use crate::engine::EngineError;
 use crate::files;
 use crate::handover::door::{Asked, Door, Stage};
 use crate::handover::new::{TakeError, Taken, Taking};
 use crate::keys::{self, SCOPE_OPERATOR};
 use crate::report;
+use crate::revisions::Revisions;
 use ending::Signals;
 pub(crate) use folder::{FolderError, data_folder};
 use node::Node;
@@ -147,6 +148,23 @@ fn begin(options: &Options, manner: Manner, taking: Option<Taking>) -> Result<En
     result
 }
 
+/// What is new of the agents' settings is kept before anybody runs it.
+fn number_revisions(
+    file: &File,
+    config: &Config,
+    folder: &Path,
+    data: &Path,
+    store: &mut Store,
+) -> Result<Arc<Revisions>, RunError> {
+    let kept = Reader::open(data)?.revisions()?;
+    let now = crate::engine::clock::wall_now();
+    let (revisions, fresh) = Revisions::of(file, config, folder, &kept, now);
+    let mut batch = store.batch();
+    fresh.iter().try_for_each(|revision| batch.insert_revision(revision))?;
+    batch.commit()?;
+    Ok(Arc::new(revisions))
+}
+
 async fn live(
     loaded: Loaded,
     data: PathBuf,
@@ -155,7 +173,7 @@ async fn live(
     mut taken: Option<Taken>,
 ) -> Result<Ended, RunError> {
     let mut signals = Signals::listen()?;
-    let Loaded { config, fake_scripts, path } = loaded;
+    let Loaded { config, fake_scripts, file, folder, path } = loaded;
     let config = Arc::new(config);
     let mut listener = match &mut taken {
         Some(taken) => Some(taken.listener.try_clone().map_err(listening::refused)?),
@@ -165,11 +183,12 @@ async fn live(
     let mut failed: Option<(Asked, String)> = None;
     let mut store = Some(store);
     loop {
-        let store = match store.take() {
+        let mut store = match store.take() {
             Some(store) => store,
             None => Store::open(&data)?,
         };
-        let node = Node::open(&config, &fake_scripts, &data, store).await?;
+        let revisions = number_revisions(&file, &config, &folder, &data, &mut store)?;
+        let node = Node::open(&config, &revisions, &fake_scripts, &data, store).await?;
         let door = Door::open(&data)?;
         let open = match listener.take() {
             Some(listener) => listener,

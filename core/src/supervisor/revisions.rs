@@ -78,6 +78,15 @@ impl Supervisor {
         self.agents.iter().map(|(name, agent)| (name, &agent.rollout))
     }
 
+    /// What the config has changed while there was no daemon.
+    pub fn note_rollouts(&mut self, effects: &mut Effects) {
+        for (name, agent) in &mut self.agents {
+            if !std::mem::replace(&mut agent.is_kept, true) {
+                put(name.clone(), &agent.rollout, effects);
+            }
+        }
+    }
+
     /// What the next start of this session gets; a trial is noted as begun.
     pub(super) fn assign(
         &mut self,
@@ -136,7 +145,7 @@ impl Supervisor {
             if rollout.want(setup.wanted) || is_new {
                 put(name.clone(), &rollout, effects);
             }
-            agents.insert(name, Agent { setup, rollout });
+            agents.insert(name, Agent { setup, rollout, is_kept: true });
         }
         self.agents = agents;
         let ids: Vec<_> = self.sessions.keys().cloned().collect();

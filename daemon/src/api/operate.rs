@@ -27,7 +27,8 @@ use crate::config::DriverKind;
 use crate::engine::clock::wall_now;
 use crate::engine::request::{KeyChange, Request, Verdict};
 use crate::keys::{self, Caller, SCOPE_OPERATOR};
-use dormouse_store::KeyRecord;
+use crate::revisions::rollout_words;
+use dormouse_store::{KeyRecord, Reader};
 
 /// Bytes of a message's text in a list.
 const EXCERPT_BYTES: usize = 200;
@@ -153,7 +154,8 @@ pub(crate) async fn agents(
     State(api): State<Api>,
     Known(_caller): Known,
 ) -> Result<Json<Vec<AgentView>>, Problem> {
-    let counts = api.readers.read(|reader| reader.sessions_by_agent()).await?;
+    let read = |reader: &mut Reader| Ok((reader.sessions_by_agent()?, reader.rollouts()?));
+    let (counts, rollouts) = api.readers.read(read).await?;
     let views = api.config.agents.iter().map(|(name, agent)| {
         let count = counts.get(name.as_str()).copied().unwrap_or_default();
         AgentView {
@@ -166,6 +168,8 @@ pub(crate) async fn agents(
             command: api.drivers.agents.command_of(agent),
             awake: count.awake,
             sessions: count.sessions,
+            revision: rollouts.get(name).map_or(0, |rollout| rollout.target().0),
+            rollout: rollouts.get(name).and_then(rollout_words),
             lacks: api.drivers.agents.lacks(agent),
         }
     });

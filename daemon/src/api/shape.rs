@@ -392,6 +392,12 @@ pub(crate) struct AgentView {
     /// Sessions by phase, as far as they are not asleep.
     pub(crate) awake: u64,
     pub(crate) sessions: u64,
+    /// The revision of its settings that sessions run; 0 before its first start.
+    #[serde(default)]
+    pub(crate) revision: u64,
+    /// Where the config asks for another one than that: how far it is, in words.
+    #[serde(default)]
+    pub(crate) rollout: Option<String>,
     /// What it lacks on this machine, in words; empty when it can run.
     pub(crate) lacks: Vec<String>,
 }

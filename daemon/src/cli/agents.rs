@@ -22,17 +22,26 @@ fn render(agents: &[AgentView]) -> String {
         return "No agents. Add one to the config: [agents.NAME], as in the commented default file"
             .to_owned();
     }
-    let mut table = Table::new(["AGENT", "DRIVER", "ADAPTER", "AWAKE", "SESSIONS", "COMMAND"]);
+    let mut table =
+        Table::new(["AGENT", "DRIVER", "ADAPTER", "REVISION", "AWAKE", "SESSIONS", "COMMAND"]);
     let mut lacking = String::new();
     for agent in agents {
         table.row([
             agent.agent.clone(),
             agent.driver.clone(),
             agent.adapter.clone(),
+            match agent.revision {
+                0 => "-".to_owned(),
+                revision => revision.to_string(),
+            },
             agent.awake.to_string(),
             agent.sessions.to_string(),
             shortened(&agent.command.join(" "), COMMAND_CHARACTERS_MAX).into_owned(),
         ]);
+        if let Some(rollout) = &agent.rollout {
+            let line = format!("{}: {rollout}", agent.agent);
+            lacking.push_str(&format!("\n{}", super::scrub::line(&line)));
+        }
         for lack in &agent.lacks {
             let line = format!("{} cannot run here: {lack}", agent.agent);
             lacking.push_str(&format!("\n{}", super::scrub::line(&line)));
@@ -57,14 +66,18 @@ mod tests {
             command: vec!["python3".to_owned(), "x".repeat(100)],
             awake: 1,
             sessions: 20,
+            revision: 1,
+            rollout: Some("revision 2 is tried by a/k; the others run revision 1".to_owned()),
             lacks: lacks.iter().map(|lack| (*lack).to_owned()).collect(),
         };
         let agents = [agent("python", &[]), agent("openclaw", &["node is not in PATH"])];
         expect![[r#"
-            AGENT     DRIVER   ADAPTER  AWAKE  SESSIONS  COMMAND
-            python    process  jsonl    1      20        python3 xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
-            openclaw  process  jsonl    1      20        python3 xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
+            AGENT     DRIVER   ADAPTER  REVISION  AWAKE  SESSIONS  COMMAND
+            python    process  jsonl    1         1      20        python3 xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
+            openclaw  process  jsonl    1         1      20        python3 xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
 
+            python: revision 2 is tried by a/k; the others run revision 1
+            openclaw: revision 2 is tried by a/k; the others run revision 1
             openclaw cannot run here: node is not in PATH
         "#]]
         .assert_eq(&format!("{}\n", render(&agents)));

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use dormouse_core::id::AgentName;
 use dormouse_core::limits;
 use dormouse_core::policy::NodePolicy;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,12 @@ pub(crate) struct File {
     pub(super) files: FilesTable,
     pub(super) s3: S3Table,
     pub(super) agents: BTreeMap<String, AgentTable>,
+}
+
+impl File {
+    pub(crate) fn agent(&self, name: &AgentName) -> Option<&AgentTable> {
+        self.agents.get(name.as_str())
+    }
 }
 
 impl Table for File {

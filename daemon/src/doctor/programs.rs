@@ -17,7 +17,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const VERSION_BYTES_MAX: u64 = 1024;
 
 pub(super) fn configured_agents(config: &Arc<Config>, data: &Path) -> Vec<Check> {
-    let agents = Agents::new(Arc::clone(config), data);
+    let agents = Agents::new(Arc::clone(config), Arc::default(), data);
     let check = |(name, agent): (&dormouse_core::id::AgentName, _)| {
         let lacks = agents.lacks(agent);
         let title = format!("agent {name}");

@@ -13,7 +13,7 @@ use dormouse_bridge::rundir::Dial;
 use dormouse_core::command::Command;
 use dormouse_core::event::Event;
 use dormouse_core::evidence::{End, Evidence};
-use dormouse_core::id::{InstanceId, SessionId, TurnId};
+use dormouse_core::id::{InstanceId, RevisionNumber, SessionId, TurnId};
 use dormouse_core::time::millis;
 use dormouse_edge::driver::{Driver, FoundState, StartOrder, WhenNotEnforceable};
 use dormouse_edge::registry::Registry;
@@ -82,11 +82,12 @@ impl Hands {
     /// `texts` has the text of every turn that the batch delivers.
     pub(crate) fn act(&self, command: Command, texts: &mut BTreeMap<TurnId, String>) {
         match command {
-            Command::StartInstance { instance, revision: _, memory_limit_bytes } => {
-                self.start(instance, memory_limit_bytes);
+            Command::StartInstance { instance, revision, memory_limit_bytes } => {
+                self.start(instance, revision, memory_limit_bytes);
             }
             Command::AdmitBridge { instance, boot, launch } => {
-                let launch = match launch.map(|_| self.launch(&instance)).transpose() {
+                let launched = launch.map(|revision| self.launch(&instance, revision));
+                let launch = match launched.transpose() {
                     Ok(launch) => launch,
                     Err(error) => {
                         let why = "its agent cannot be launched".to_owned();
@@ -108,7 +109,7 @@ impl Hands {
                 let files = self.drivers.files_dial.clone();
                 self.to_bridge(&instance, ToBridge::Sync { version, files, workspace });
             }
-            Command::LaunchAgent { instance, revision: _ } => match self.launch(&instance) {
+            Command::LaunchAgent { instance, revision } => match self.launch(&instance, revision) {
                 Ok(launch) => self.to_bridge(&instance, ToBridge::Launch { launch }),
                 Err(error) => {
                     let why = "its agent cannot be launched".to_owned();
@@ -145,10 +146,10 @@ impl Hands {
         }
     }
 
-    fn launch(&self, instance: &InstanceId) -> Result<Launch, String> {
+    fn launch(&self, instance: &InstanceId, revision: RevisionNumber) -> Result<Launch, String> {
         let driver = self.drivers.of(&instance.session);
         let workspace = driver.workspace_of(&instance.session);
-        let launch = self.drivers.agents.launch(instance, workspace);
+        let launch = self.drivers.agents.launch(instance, revision, workspace);
         let mut launch = launch.map_err(|error| report::chain(&error))?;
         // Last, so that no config takes an agent's processes out of the driver's sight.
         let marks = driver.environment_of(instance).into_iter();
@@ -165,8 +166,13 @@ impl Hands {
         });
     }
 
-    fn start(&self, instance: InstanceId, memory_limit_bytes: Option<u64>) {
-        let agent = self.drivers.agents.of(&instance.session);
+    fn start(
+        &self,
+        instance: InstanceId,
+        revision: RevisionNumber,
+        memory_limit_bytes: Option<u64>,
+    ) {
+        let agent = self.drivers.agents.in_revision(&instance.session, revision);
         let order = StartOrder {
             instance: instance.clone(),
             memory_limit_bytes,

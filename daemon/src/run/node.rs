@@ -41,6 +41,7 @@ use crate::hub::Hub;
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
+use crate::revisions::Revisions;
 use crate::server::Order;
 
 /// Events of bridges and drivers that wait for the engine; beyond it the senders wait.
@@ -61,17 +62,19 @@ impl Node {
     /// Takes over what is stored, and what lives of it.
     pub(super) async fn open(
         config: &Arc<Config>,
+        revisions: &Arc<Revisions>,
         fake_scripts: &FakeScripts,
         data: &Path,
         store: Store,
     ) -> Result<Self, RunError> {
-        let config = Arc::clone(config);
+        let (config, revisions) = (Arc::clone(config), Arc::clone(revisions));
         let keys = KeyRing::holding(Reader::open(data)?.keys()?);
         if !config.listen.ip().is_loopback() && keys.is_empty() {
             return Err(RunError::NoKeys { address: config.listen });
         }
         let (event_sender, events) = mpsc::channel::<Event>(EVENTS_MAX);
-        let opened = open_drivers(&config, fake_scripts, data, &event_sender)?;
+        let agents = Agents::new(Arc::clone(&config), Arc::clone(&revisions), data);
+        let opened = open_drivers(&config, agents, fake_scripts, data, &event_sender)?;
         let Opened { drivers, control, files_listener, secret } = opened;
         let readers = Readers::of(data.to_owned());
         let files = Files::open(&config, &drivers.agents, readers.clone(), data).await?;
@@ -91,6 +94,7 @@ impl Node {
         let engine_ended = start_engine(EngineParts {
             store,
             config: Arc::clone(&config),
+            revisions,
             hub: hub.clone(),
             hands,
             metrics: Arc::clone(&metrics),
@@ -144,6 +148,7 @@ struct Opened {
 /// The drivers, and the sockets that their bridges dial.
 fn open_drivers(
     config: &Arc<Config>,
+    agents: Agents,
     fake_scripts: &FakeScripts,
     data: &Path,
     events: &mpsc::Sender<Event>,
@@ -179,7 +184,7 @@ fn open_drivers(
         process: Arc::new(process) as Arc<dyn Driver>,
         fake: Arc::new(fake) as Arc<dyn Driver>,
         registry,
-        agents: Agents::new(Arc::clone(config), data),
+        agents,
         refuse_without_cgroup: config.refuse_without_cgroup,
         files_dial: Dial::Unix(files_path),
     };

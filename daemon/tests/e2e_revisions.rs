@@ -1,0 +1,106 @@
+//! A new revision of an agent is tried by one session, and what is bad is not used.
+
+#[expect(dead_code, reason = "each test program uses its part of what they share")]
+mod support;
+
+use serde_json::{Value, json};
+use support::{Daemon, Setup};
+
+/// One process per turn, whose script is the whole revision.
+fn agent(script: &str) -> String {
+    let command = json!(["sh", "-c", script]);
+    format!("[agents.a]\ncommand = {command}\nadapter = {{ kind = \"exec\" }}\n")
+}
+
+/// A long-lived agent: what it does before it is ready, and what it answers.
+fn living(before: &str, answer: &str) -> String {
+    let script = format!(
+        "{before}\necho '{{\"ready\": true}}'\nwhile read -r line; do\n\
+         turn=$(echo \"$line\" | sed 's/.*\"turn\": *\"\\([^\"]*\\)\".*/\\1/')\n\
+         echo \"{{\\\"turn\\\": \\\"$turn\\\", \\\"done\\\": \\\"{answer}\\\"}}\"\ndone"
+    );
+    let command = json!(["sh", "-c", script]);
+    format!("[agents.a]\ncommand = {command}\nadapter = {{ kind = \"jsonl\", ready = true }}\n")
+}
+
+fn started(config: &str) -> Daemon {
+    Setup::new().config(config).start()
+}
+
+/// The daemon ends, the file changes, and the daemon starts.
+fn restarted_with(daemon: &mut Daemon, config: &str) {
+    assert!(daemon.terminate().success());
+    daemon.set_config(config);
+    daemon.start_again();
+}
+
+fn shown(daemon: &Daemon) -> Value {
+    daemon.client().get("/v1/agents").expect(200)[0].clone()
+}
+
+fn sleeps(daemon: &Daemon, session: &str) {
+    daemon.cli(&["stop", session]).ok();
+    support::until("it to sleep", || {
+        let phase = daemon.client().get(&format!("/v1/sessions/{session}")).json();
+        (phase["phase"] == "asleep").then_some(())
+    });
+}
+
+#[test]
+fn a_revision_that_cannot_start_is_tried_once_and_the_message_is_answered_by_the_good_one() {
+    let mut daemon = started(&living("", "one"));
+    assert_eq!(daemon.client().ask("a/x", "hello"), "one");
+    assert_eq!(
+        (&shown(&daemon)["revision"], &shown(&daemon)["rollout"]),
+        (&json!(1), &Value::Null)
+    );
+    sleeps(&daemon, "a/x");
+
+    restarted_with(&mut daemon, &living("echo no such voice >&2; exit 3", "two"));
+    assert!(shown(&daemon)["rollout"].as_str().unwrap().contains("will be tried"));
+    let client = daemon.client();
+    assert_eq!(client.ask("a/x", "hello"), "one", "it never left the good revision");
+    assert_eq!(client.ask("a/y", "hello"), "one", "and nobody else gets the bad one");
+    assert_eq!(client.generation("a/y"), 1);
+    let rollout = shown(&daemon)["rollout"].as_str().unwrap().to_owned();
+    assert!(rollout.contains("revision 2 is bad") && rollout.contains("app_exit"), "{rollout}");
+    let agents = daemon.cli(&["agents"]).ok();
+    assert!(agents.contains("a: revision 2 is bad, and not used"), "{agents}");
+    let why = daemon.cli(&["why", "a/x"]).ok();
+    assert!(why.contains("it tries revision 2"), "{why}");
+
+    restarted_with(&mut daemon, &living("", "three"));
+    let client = daemon.client();
+    sleeps(&daemon, "a/y");
+    assert_eq!(client.ask("a/y", "hello"), "three", "the next one gets a trial of its own");
+    assert_eq!(
+        (&shown(&daemon)["revision"], &shown(&daemon)["rollout"]),
+        (&json!(3), &Value::Null)
+    );
+}
+
+#[test]
+fn a_revision_that_starts_and_answers_with_an_error_is_not_used_either() {
+    let mut daemon = started(&agent("echo one"));
+    assert_eq!(daemon.client().ask("a/x", "hello"), "one\n");
+    sleeps(&daemon, "a/x");
+    restarted_with(&mut daemon, &agent("echo 'unknown model nope/none' >&2; exit 1"));
+    let client = daemon.client();
+    assert_eq!(client.ask("a/x", "hello"), "one\n");
+    let rollout = shown(&daemon)["rollout"].as_str().unwrap().to_owned();
+    assert!(rollout.contains("revision 2 is bad"), "{rollout}");
+    assert!(rollout.contains("the others run revision 1"), "{rollout}");
+}
+
+#[test]
+fn a_change_of_what_is_live_makes_no_revision() {
+    let mut daemon = started(&agent("echo one"));
+    assert_eq!(daemon.client().ask("a/x", "hello"), "one\n");
+    restarted_with(&mut daemon, &format!("{}turn.attempts = 1\n# a word\n", agent("echo one")));
+    assert_eq!(daemon.client().ask("a/x", "hello"), "one\n");
+    assert_eq!(
+        (&shown(&daemon)["revision"], &shown(&daemon)["rollout"]),
+        (&json!(1), &Value::Null)
+    );
+    assert_eq!(daemon.client().generation("a/x"), 1, "and the agent went on");
+}
