@@ -7,7 +7,7 @@ use super::scrub::shortened;
 use super::table::Table;
 use crate::api::shape::AgentView;
 
-const COMMAND_CHARACTERS_MAX: usize = 42;
+const COMMAND_CHARACTERS_MAX: usize = 30;
 
 pub(crate) async fn agents(context: &mut Context<'_>) -> Result<(), CommandError> {
     let agents = whole_list(&context.client, "/v1/agents").await?;
@@ -73,8 +73,8 @@ mod tests {
         let agents = [agent("python", &[]), agent("openclaw", &["node is not in PATH"])];
         expect![[r#"
             AGENT     DRIVER   ADAPTER  REVISION  AWAKE  SESSIONS  COMMAND
-            python    process  jsonl    1         1      20        python3 xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
-            openclaw  process  jsonl    1         1      20        python3 xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…
+            python    process  jsonl    1         1      20        python3 xxxxxxxxxxxxxxxxxxxxx…
+            openclaw  process  jsonl    1         1      20        python3 xxxxxxxxxxxxxxxxxxxxx…
 
             python: revision 2 is tried by a/k; the others run revision 1
             openclaw: revision 2 is tried by a/k; the others run revision 1
