@@ -137,6 +137,7 @@ fn routes() -> Vec<Route> {
         route("/v1/dead-letters/{id}/redrive", || post(operate::redrive), op::REDRIVE),
         route("/v1/dead-letters/{id}/drop", || post(operate::drop_dead), op::DROP_DEAD),
         route("/v1/agents", || get(operate::agents), op::AGENTS),
+        route("/v1/agents/{agent}/rollout/{what}", || post(operate::rollout), op::ROLLOUT),
         route("/v1/keys", || get(operate::keys).post(operate::create_key), op::KEYS),
         route("/v1/keys/{id}", || delete(operate::revoke_key), op::KEY),
         route("/v1/chat/completions", || post(openai::chat), op::CHAT),

@@ -189,6 +189,7 @@ async fn client_command(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Files(command) => files::files(command, context).await,
         Command::Keys(command) => keys::keys(command, context).await,
         Command::Agents => agents::agents(context).await,
+        Command::Rollout(arguments) => agents::rollout(arguments, context).await,
         Command::Up
         | Command::Serve
         | Command::Upgrade(_)

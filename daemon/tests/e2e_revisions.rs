@@ -90,6 +90,18 @@ fn a_revision_that_starts_and_answers_with_an_error_is_not_used_either() {
     let rollout = shown(&daemon)["rollout"].as_str().unwrap().to_owned();
     assert!(rollout.contains("revision 2 is bad"), "{rollout}");
     assert!(rollout.contains("the others run revision 1"), "{rollout}");
+
+    let rollout = |what: &str| daemon.cli(&["rollout", what, "a"]).ok();
+    assert!(rollout("abort").contains("done"));
+    assert!(rollout("abort").contains("nothing to do"));
+    assert!(shown(&daemon)["rollout"].as_str().unwrap().contains("was given up by"));
+    assert!(rollout("retry").contains("done"));
+    assert!(shown(&daemon)["rollout"].as_str().unwrap().contains("will be tried"));
+    let call = |path: &str| daemon.client().call("POST", path).send();
+    call("/v1/agents/a/rollout/sing").error(400);
+    call("/v1/agents/b/rollout/retry").error(404);
+    let stranger = daemon.client_of("tom");
+    stranger.call("POST", "/v1/agents/a/rollout/retry").send().error(403);
 }
 
 #[test]

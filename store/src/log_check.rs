@@ -27,6 +27,8 @@ use crate::error::OpenError;
 
 const HEADER_BYTES: usize = 32;
 const FRAME_HEADER_BYTES: usize = 24;
+/// Of the disks that have the smallest.
+const SECTOR_BYTES: u64 = 512;
 /// The header's first word; its last bit says in which order checksums read the words.
 const MAGIC: u32 = 0x377f_0682;
 
@@ -92,6 +94,8 @@ impl<R: Read> Frames<'_, R> {
             // Frames of an earlier round of the log have other salts; the first ends this round.
             // But the damage may be in the salts themselves, so the scan goes on behind it.
             let is_of_this_round = [word(header, 8), word(header, 12)] == self.salts;
+            // A mark in another sector than the salts may be of the round before.
+            let is_commit = word(header, 4) != 0 && !self.is_split(number);
             let Some(frame) = broken else {
                 let sum = self.sum.over(&header[..8]).over(page);
                 let is_whole = is_of_this_round
@@ -101,7 +105,7 @@ impl<R: Read> Frames<'_, R> {
                 if !is_whole {
                     broken = Some(number);
                     // Its own commit mark cannot be trusted, but if it is one, it ends a batch.
-                    is_commit_behind = is_of_this_round && word(header, 4) != 0;
+                    is_commit_behind = is_of_this_round && is_commit;
                 }
                 continue;
             };
@@ -109,10 +113,18 @@ impl<R: Read> Frames<'_, R> {
                 if is_commit_behind {
                     return Ok(Found::Damaged { frame });
                 }
-                is_commit_behind = word(header, 4) != 0;
+                is_commit_behind = is_commit;
             }
         }
         Ok(Found::Whole)
+    }
+
+    /// The disk may have written the commit mark of this frame without its salts, or them without
+    /// it: a sector is the most that is written whole.
+    fn is_split(&self, number: u64) -> bool {
+        let frame_bytes = (FRAME_HEADER_BYTES + self.page_bytes) as u64;
+        let starts_at = HEADER_BYTES as u64 + (number - 1) * frame_bytes;
+        (starts_at + 4) / SECTOR_BYTES != (starts_at + 15) / SECTOR_BYTES
     }
 }
 

@@ -208,7 +208,15 @@ pub(crate) mod operations {
     pub(crate) const DROP_DEAD: &[Operation] =
         &[Operation { summary: "Take a dead letter off the list.", ..REQUEST }];
     pub(crate) const AGENTS: &[Operation] =
-        &[Operation { summary: "The agents of the config, and what they lack here.", ..PLAIN }];
+        &[Operation { summary: "The agents, their revisions, and what they lack here.", ..PLAIN }];
+    pub(crate) const ROLLOUT: &[Operation] = &[Operation {
+        method: "post",
+        summary: "Steer how a new revision of an agent comes into use: pause, resume, abort (all \
+                  go back to what was good before) or retry (a bad one is tried again). \
+                  Operators only.",
+        answers: &[(200, "accepted, or ignored because it is so already"), (404, "no such agent")],
+        ..PLAIN
+    }];
     pub(crate) const KEYS: &[Operation] = &[
         Operation { summary: "All API keys, without their tokens. Operators only.", ..PLAIN },
         Operation {

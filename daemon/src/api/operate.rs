@@ -9,9 +9,10 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use dormouse_core::id::{MessageId, SessionId};
+use dormouse_core::event::RolloutRequest;
+use dormouse_core::id::{AgentName, MessageId, SessionId};
 use dormouse_core::record::MessageState;
-use dormouse_store::{MessageFilter, QueuedView};
+use dormouse_store::{KeyRecord, MessageFilter, QueuedView, Reader};
 use serde::Deserialize;
 
 use crate::api::Api;
@@ -28,7 +29,6 @@ use crate::engine::clock::wall_now;
 use crate::engine::request::{KeyChange, Request, Verdict};
 use crate::keys::{self, Caller, SCOPE_OPERATOR};
 use crate::revisions::rollout_words;
-use dormouse_store::{KeyRecord, Reader};
 
 /// Bytes of a message's text in a list.
 const EXCERPT_BYTES: usize = 200;
@@ -174,6 +174,27 @@ pub(crate) async fn agents(
         }
     });
     Ok(Json(views.collect()))
+}
+
+pub(crate) async fn rollout(
+    State(api): State<Api>,
+    Operator(caller): Operator,
+    Path((agent, what)): Path<(String, String)>,
+) -> Result<Json<Requested>, Problem> {
+    let agent = AgentName::new(&agent)
+        .ok()
+        .filter(|agent| api.config.agents.contains_key(agent))
+        .ok_or_else(|| Problem::not_found("agent"))?;
+    let known = serde_json::from_value(serde_json::Value::String(what));
+    let what: RolloutRequest = known.map_err(|_| {
+        Problem::bad_request(
+            "a rollout cannot do that",
+            "end the path with pause, resume, abort or retry",
+        )
+    })?;
+    let by = caller.subject;
+    let verdict = api.gateway.ask(false, |ask| Request::Rollout { agent, what, by, ask }).await?;
+    requested(verdict).map(Json)
 }
 
 fn key_view(key: &KeyRecord, token: Option<String>) -> KeyView {

@@ -1,11 +1,13 @@
 //! `agents`: what the config defines, and whether it can run here.
 
 use super::Context;
+use super::arguments::Rollout;
+use super::client::Call;
 use super::error::CommandError;
 use super::pages::whole_list;
 use super::scrub::shortened;
 use super::table::Table;
-use crate::api::shape::AgentView;
+use crate::api::shape::{AgentView, Requested};
 
 const COMMAND_CHARACTERS_MAX: usize = 30;
 
@@ -14,6 +16,23 @@ pub(crate) async fn agents(context: &mut Context<'_>) -> Result<(), CommandError
     context.show(&agents.to_json(), |context| {
         let views: Vec<AgentView> = agents.typed(&context.client)?;
         Ok(context.terminal.line(&render(&views))?)
+    })
+}
+
+pub(crate) async fn rollout(
+    arguments: Rollout,
+    context: &mut Context<'_>,
+) -> Result<(), CommandError> {
+    let Rollout { what, agent } = arguments;
+    let path = format!("/v1/agents/{agent}/rollout/{}", what.word());
+    let value = context.client.json(Call::post(path)).await?;
+    context.show(&value, |context| {
+        let requested: Requested = context.client.typed(&value)?;
+        let text = match requested.because {
+            None => format!("{agent}: done; dormouse agents tells how it stands"),
+            Some(_) => format!("{agent}: nothing to do, it is so already"),
+        };
+        Ok(context.terminal.line(&text)?)
     })
 }
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use dormouse_core::id::{AgentName, Generation, IdError, MessageId, SessionId, Subject};
 use dormouse_core::session::phase::Phase;
 
@@ -109,8 +109,10 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Let another program take over from the daemon, while clients and agents go on.
     Upgrade(Upgrade),
-    /// The agents in the config, and what they lack on this machine.
+    /// The agents in the config, their revisions, and what they lack on this machine.
     Agents,
+    /// Steer how a new revision of an agent comes into use.
+    Rollout(Rollout),
     /// What this machine can and cannot enforce, and how to fix it. Needs no daemon.
     Doctor,
     /// Print the completions of a shell.
@@ -434,6 +436,42 @@ fn idempotency_key(text: &str) -> Result<String, String> {
         return Err(format!("it has 1 to {longest} ASCII characters without spaces"));
     }
     Ok(text.to_owned())
+}
+
+/// Steer how a new revision of an agent comes into use.
+///
+/// An edit of an agent's command, environment, memory and the like is a revision. The next start
+/// tries it, alone; one that does not start, or answers with an error, is not used by anybody.
+#[derive(Debug, Args)]
+pub(crate) struct Rollout {
+    #[arg(value_enum)]
+    pub(crate) what: RolloutVerb,
+    /// An agent of the config.
+    #[arg(value_name = "AGENT")]
+    pub(crate) agent: AgentName,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum RolloutVerb {
+    /// Nobody new moves to the revision that the config asks for.
+    Pause,
+    /// Go on after a pause.
+    Resume,
+    /// Everybody goes back to the revision that was good before.
+    Abort,
+    /// Try a revision again that was found bad.
+    Retry,
+}
+
+impl RolloutVerb {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            RolloutVerb::Pause => "pause",
+            RolloutVerb::Resume => "resume",
+            RolloutVerb::Abort => "abort",
+            RolloutVerb::Retry => "retry",
+        }
+    }
 }
 
 #[cfg(test)]

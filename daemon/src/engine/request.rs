@@ -7,8 +7,10 @@
 use std::time::Instant;
 
 use dormouse_core::command::Answer;
-use dormouse_core::event::{CheckpointOffer, SessionRequest, Submission, UploadSubmission};
-use dormouse_core::id::{InstanceId, MessageId, SessionId, Subject, TurnId};
+use dormouse_core::event::{
+    CheckpointOffer, RolloutRequest, SessionRequest, Submission, UploadSubmission,
+};
+use dormouse_core::id::{AgentName, InstanceId, MessageId, SessionId, Subject, TurnId};
 use dormouse_store::KeyRecord;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -58,6 +60,12 @@ pub(crate) enum Request {
         offer: CheckpointOffer,
         ask: Ask,
     },
+    Rollout {
+        agent: AgentName,
+        what: RolloutRequest,
+        by: Subject,
+        ask: Ask,
+    },
     Key {
         change: KeyChange,
         reply: Reply,
@@ -93,6 +101,7 @@ impl Request {
             | Request::Redrive { ask, .. }
             | Request::Upload { ask, .. }
             | Request::Restore { ask, .. }
+            | Request::Rollout { ask, .. }
             | Request::Checkpoint { ask, .. }
             | Request::Drop { ask, .. } => ask.reply,
             Request::Key { reply, .. } | Request::Explain { reply, .. } => reply,

@@ -91,6 +91,10 @@ impl Step<'_, '_> {
                 let request = self.remember(ask);
                 self.handle(Event::RestoreRequested { request, session, checkpoint, by })
             }
+            Request::Rollout { agent, what, by, ask } => {
+                let request = self.remember(ask);
+                self.handle(Event::RolloutRequested { request, agent, what, by })
+            }
             Request::Redrive { message, by, ask } => self.redrive(message, by, ask, has_room),
             Request::Drop { session, message, is_dead, by, ask } => {
                 let request = self.remember(ask);

@@ -4,16 +4,18 @@
 //! `cargo nextest run -p dormouse-store --run-ignored only make_fixture` writes the file of the
 //! current schema anew; that is done once, in the change that adds the schema's migration.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use dormouse_core::cause::Cause;
 use dormouse_core::command::Write;
-use dormouse_core::id::Generation;
+use dormouse_core::id::{AgentName, Generation, RevisionNumber};
 use dormouse_core::journal::Because;
 use dormouse_core::manifest::{ContentId, FileKind, Manifest, Sha256Hash};
 use dormouse_core::record::{
     CheckpointRecord, FilesRecord, MessageRecord, MessageState, SessionRecord, UploadRecord,
 };
+use dormouse_core::rollout::{Failure, Rollout, Standing};
 use dormouse_core::time::Wall;
 use dormouse_store::{KeyRecord, Store};
 
@@ -85,7 +87,26 @@ fn contents() -> Vec<Write> {
         Write::InsertUpload(upload(3)),
         Write::InsertExit(exit("openclaw/tom", 7)),
         Write::InsertDecision(decision("python/main", Because::TurnStarted { turn: turn(2, 1) })),
+        Write::PutRollout { agent: agent(), rollout: rollout() },
     ]
+}
+
+fn agent() -> AgentName {
+    AgentName::new("openclaw").unwrap()
+}
+
+/// Every field in use.
+fn rollout() -> Rollout {
+    let session = session_id("openclaw/tom");
+    let (generation, at) = (Generation(7), Wall(1_700_000_005_000));
+    let (cause, detail) = (Cause::AppExit, "exit code 1".to_owned());
+    Rollout {
+        wanted: RevisionNumber(3),
+        good: Some(RevisionNumber(2)),
+        previous: Some(RevisionNumber(1)),
+        standing: Standing::Bad { why: Failure { cause, detail, session, generation, at } },
+        is_paused: true,
+    }
 }
 
 #[test]
@@ -101,27 +122,36 @@ fn make_fixture() {
     batch.commit().unwrap();
     drop(store);
     assert!(!folder.path().join("dormouse.db-wal").exists(), "closing empties the log");
-    std::fs::copy(folder.path().join("dormouse.db"), fixture(3)).unwrap();
+    std::fs::copy(folder.path().join("dormouse.db"), fixture(4)).unwrap();
 }
 
 #[test]
 fn a_database_of_schema_1_opens_with_all_that_is_in_it() {
     // What a session has learned of its memory is kept since schema 2.
     let files = FilesRecord::default();
-    opens(1, SessionRecord { memory: None, files, ..draining("openclaw/tom") });
+    opens(1, SessionRecord { memory: None, files, revision: None, ..draining("openclaw/tom") });
 }
 
 #[test]
 fn a_database_of_schema_2_opens_with_all_that_is_in_it() {
     // Files are known since schema 3.
-    opens(2, SessionRecord { files: FilesRecord::default(), ..draining("openclaw/tom") });
+    let files = FilesRecord::default();
+    opens(2, SessionRecord { files, revision: None, ..draining("openclaw/tom") });
 }
 
 #[test]
 fn a_database_of_schema_3_opens_with_all_that_is_in_it() {
-    let folder = opens(3, draining("openclaw/tom"));
+    // Revisions are counted since schema 4.
+    let folder = opens(3, SessionRecord { revision: None, ..draining("openclaw/tom") });
     let files = reader(folder.path()).files(&session_id("openclaw/tom")).unwrap().unwrap();
     assert_eq!((files.uploads, files.restore), (vec![upload(3)], Some(checkpoint())));
+}
+
+#[test]
+fn a_database_of_schema_4_opens_with_all_that_is_in_it() {
+    let folder = opens(4, draining("openclaw/tom"));
+    let rollouts = reader(folder.path()).rollouts().unwrap();
+    assert_eq!(rollouts, BTreeMap::from([(agent(), rollout())]));
 }
 
 fn opens(version: u32, expected_tom: SessionRecord) -> tempfile::TempDir {
