@@ -99,7 +99,7 @@ fn every_table_says_what_it_is_for() {
     );
     assert_eq!(
         tables,
-        "agent_revision api_key checkpoint config exit idempotency idempotency_run journal message message_reply \
-         message_text meta rollout session tally upload\n"
+        "agent_revision api_key checkpoint config exit idempotency idempotency_run journal message \
+         message_reply message_text meta rollout session tally upload\n"
     );
 }
