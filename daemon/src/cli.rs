@@ -44,7 +44,7 @@ use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
 
 use crate::run::{Ended, RunError};
-use arguments::{Arguments, Command, Common, Keys, WhyAnything};
+use arguments::{Arguments, Command, Common, ConfigCommand, Keys, Upgrade, WhyAnything};
 use client::Client;
 use error::CommandError;
 use exit::Exit;
@@ -121,6 +121,11 @@ fn run(arguments: Arguments, terminal: &mut Terminal) -> Result<(), CommandError
         Command::Doctor => doctor(&common, terminal),
         Command::Completions { shell } => completions(shell, terminal),
         Command::ExitCodes => exit_codes(&common, terminal),
+        Command::Config(ConfigCommand::Apply { within }) => {
+            let data = crate::run::data_folder(common.data.as_deref());
+            let data = data.map_err(|error| daemon_failed(error.into()))?;
+            upgrade::upgrade(Upgrade::to_this_program(within), &data, common.json, terminal)
+        }
         Command::Config(command) => {
             config::config(command, common.config.clone(), common.json, terminal)
         }

@@ -4,6 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
+use support::processes::Process;
 use support::{Daemon, Setup};
 
 /// One process per turn, whose script is the whole revision.
@@ -115,4 +116,39 @@ fn a_change_of_what_is_live_makes_no_revision() {
         (&json!(1), &Value::Null)
     );
     assert_eq!(daemon.client().generation("a/x"), 1, "and the agent went on");
+}
+
+/// The process that took over; ended with the test.
+struct Successor(Process);
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        self.0.kill();
+    }
+}
+
+#[test]
+fn an_edited_config_comes_into_force_by_a_hand_over_and_a_wrong_one_changes_nothing() {
+    let mut daemon = started(&living("", "one"));
+    assert_eq!(daemon.client().ask("a/x", "hello"), "one");
+
+    let wrong = format!("{}turn.atempts = 1\n", living("", "two"));
+    daemon.set_config(&wrong);
+    let refused = daemon.offline(&["config", "apply"]);
+    assert_ne!(refused.code, Some(0));
+    let told = format!("{}{}", refused.out, refused.err);
+    assert!(told.contains("Did you mean `attempts`?"), "{told}");
+    assert_eq!(daemon.client().ask("a/y", "hello"), "one", "the old one serves on");
+
+    daemon.set_config(&living("", "two"));
+    let stages = daemon.offline(&["config", "apply", "--json"]).json_lines();
+    let done = stages.last().unwrap();
+    assert_eq!(done["stage"], "done", "{stages:?}");
+    let pid = i32::try_from(done["pid"].as_i64().unwrap()).unwrap();
+    let _successor = Successor(Process::of(pid).unwrap());
+    let client = daemon.client();
+    assert_eq!(client.ask("a/x", "hello"), "one", "an agent that is awake goes on as it is");
+    sleeps(&daemon, "a/x");
+    assert_eq!(client.ask("a/x", "hello"), "two");
+    assert_eq!(client.ask("a/y", "hello"), "one", "until it is idle");
 }

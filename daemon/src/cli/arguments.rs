@@ -272,6 +272,13 @@ pub(crate) struct Upgrade {
     pub(crate) within: Duration,
 }
 
+impl Upgrade {
+    /// Which reads the config anew.
+    pub(crate) fn to_this_program(within: Duration) -> Self {
+        Self { exec: None, migrate: false, within }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Queue {
     /// List the messages that wait, and the dead letters.

@@ -45,6 +45,7 @@ pub(crate) fn config(
             if is_told_by_code { Err(told) } else { Ok(()) }
         }
         ConfigCommand::Schema => schema(as_json, terminal),
+        ConfigCommand::Apply { .. } => unreachable!("run hands it over"),
     }
 }
 
@@ -156,7 +157,8 @@ fn render(plan: &Plan, from: &str, to: &str) -> String {
         Interrupts::Daemon => "what needs a restart of the daemon waits for one",
     };
     let lines = aligned(&rows).join("\n");
-    format!("From {from} to {to}:\n\n{lines}\n\n{count}; {end}.")
+    let apply = "`dormouse config apply` puts the daemon's file into force.";
+    format!("From {from} to {to}:\n\n{lines}\n\n{count}; {end}. {apply}")
 }
 
 #[cfg(test)]
@@ -237,7 +239,7 @@ mod tests {
               "127.0.0.1:7766" -> "127.0.0.1:1"
               needs a restart of the daemon
 
-            9 changes; what needs a restart of the daemon waits for one.
+            9 changes; what needs a restart of the daemon waits for one. `dormouse config apply` puts the daemon's file into force.
         "#]]
         .assert_eq(&format!("{}\n", shown.join("\n")));
         assert_eq!(

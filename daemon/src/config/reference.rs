@@ -20,7 +20,8 @@ const MANUAL_HEAD: [&str; 3] = [
      change; a file need not be complete. Durations and sizes carry their units (500ms, 30s, 5m, \
      1h30m; 64KiB, 512MiB, 2GiB). A key that is not known is refused.",
     "`dormouse config check` says whether a file is right, `dormouse config plan` what it would \
-     change.",
+     change, and `dormouse config apply` puts it into force; until then a daemon goes on with what \
+     it has read at its start.",
 ];
 
 /// The agent of the manual, which comes with the program.
@@ -44,6 +45,12 @@ A file need not be complete. Durations and sizes carry their units (`500ms`, `30
 `64KiB`, `512MiB`, `2GiB`). A key that is not known is refused, with the line it stands in.
 `dormouse config check` says whether a file is right, and `dormouse config plan` what it would
 change.
+
+`dormouse config apply` puts the daemon's file into force, whole or not at all; until then a daemon
+goes on with what it has read at its start. No request fails meanwhile and no turn ends. What makes
+an agent another one (its command, environment, memory and the like) is a revision: one session
+tries it, and one that does not start, or answers with an error, is not used. `dormouse agents`
+tells which revision is in force; `dormouse rollout` pauses, aborts and retries.
 
 ## What a change comes to
 

@@ -3,8 +3,11 @@
 //! Absent: what the commands do.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Subcommand;
+
+use crate::config::units::parse_span;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -30,6 +33,17 @@ pub(crate) enum ConfigCommand {
         /// End with code 11 if there are changes, and with 0 only if there are none.
         #[arg(long)]
         exit_code: bool,
+    },
+    /// Put the daemon's config file, as it is now, into force.
+    ///
+    /// A new process of this program reads it and takes over, as with `dormouse upgrade`: no request
+    /// fails, no turn ends, agents that are awake go on. If the file is wrong, the old config stays
+    /// in force. A change of an agent is tried by one session first; `dormouse agents` tells how it
+    /// stands.
+    Apply {
+        /// How long the new process may take until it serves.
+        #[arg(long, value_name = "TIME", value_parser = parse_span, default_value = "30s")]
+        within: Duration,
     },
     /// List every setting with its default and its effect; with --json, the JSON schema of the
     /// file.
