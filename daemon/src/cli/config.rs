@@ -158,7 +158,7 @@ fn render(plan: &Plan, from: &str, to: &str) -> String {
     };
     let lines = aligned(&rows).join("\n");
     let apply = "`dormouse config apply` puts the daemon's file into force.";
-    format!("From {from} to {to}:\n\n{lines}\n\n{count}; {end}. {apply}")
+    format!("From {from} to {to}:\n\n{lines}\n\n{count}; {end}.\n{apply}")
 }
 
 #[cfg(test)]
@@ -239,7 +239,8 @@ mod tests {
               "127.0.0.1:7766" -> "127.0.0.1:1"
               needs a restart of the daemon
 
-            9 changes; what needs a restart of the daemon waits for one. `dormouse config apply` puts the daemon's file into force.
+            9 changes; what needs a restart of the daemon waits for one.
+            `dormouse config apply` puts the daemon's file into force.
         "#]]
         .assert_eq(&format!("{}\n", shown.join("\n")));
         assert_eq!(

@@ -36,10 +36,10 @@ pub(crate) enum ConfigCommand {
     },
     /// Put the daemon's config file, as it is now, into force.
     ///
-    /// A new process of this program reads it and takes over, as with `dormouse upgrade`: no request
-    /// fails, no turn ends, agents that are awake go on. If the file is wrong, the old config stays
-    /// in force. A change of an agent is tried by one session first; `dormouse agents` tells how it
-    /// stands.
+    /// A new process of this program reads it and takes over, as with `dormouse upgrade`: no
+    /// request fails, no turn ends, agents that are awake go on. If the file is wrong, the old
+    /// config stays in force. A change of an agent is tried by one session first; `dormouse
+    /// agents` tells how it stands.
     Apply {
         /// How long the new process may take until it serves.
         #[arg(long, value_name = "TIME", value_parser = parse_span, default_value = "30s")]
