@@ -354,7 +354,8 @@ fn a_socket_that_systemd_has_opened_is_served_and_handed_over() {
         "import os, socket, sys\n\
          s = socket.socket()\ns.bind(('127.0.0.1', 0))\ns.listen(64)\n\
          open({noted:?}, 'w').write(str(s.getsockname()[1]))\n\
-         os.dup2(s.fileno(), 3)\n\
+         if s.fileno() != 3:\n    os.dup2(s.fileno(), 3)\n\
+         os.set_inheritable(3, True)\n\
          os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1')\n\
          os.execv(sys.argv[1], sys.argv[1:])\n"
     );

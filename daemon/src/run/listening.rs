@@ -5,8 +5,9 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{BorrowedFd, FromRawFd};
 
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use rustix::net::sockopt::socket_acceptconn;
 
 use super::RunError;
 
@@ -25,12 +26,18 @@ pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
 pub(super) fn activated() -> Result<Option<TcpListener>, RunError> {
     let mut sockets = sd_notify::listen_fds().map_err(refused)?;
     let Some(number) = sockets.next() else { return Ok(None) };
-    let own = || -> io::Result<TcpListener> {
-        let this = pidfd_open(getpid(), PidfdFlags::empty())?;
-        let socket = pidfd_getfd(this, number, PidfdGetfdFlags::empty())?;
-        Ok(TcpListener::from(socket))
-    };
-    own().map(Some).map_err(refused)
+    #[expect(unsafe_code, reason = "an inherited descriptor has no owner to borrow it from")]
+    // SAFETY: it is borrowed for one look; a number that is not open is an error of the look.
+    let listens = socket_acceptconn(unsafe { BorrowedFd::borrow_raw(number) });
+    match listens {
+        Ok(true) => {}
+        Ok(false) => return Err(refused(io::Error::other("it does not listen for connections"))),
+        Err(error) => return Err(refused(error.into())),
+    }
+    #[expect(unsafe_code, reason = "an inherited descriptor has no owner until one is made")]
+    // SAFETY: the variables name it for this process alone, nothing in this process listens yet
+    // (so this is the one that was handed in), and it is taken once.
+    Ok(Some(unsafe { TcpListener::from_raw_fd(number) }))
 }
 
 pub(super) fn refused(source: io::Error) -> RunError {
