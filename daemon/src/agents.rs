@@ -7,15 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 use dormouse_bridge::frames::{Adapter, Launch, Secret};
 use dormouse_core::id::{InstanceId, RevisionNumber, SessionId};
 use dormouse_core::time::millis;
 
-use crate::config::{AdapterSetting, Agent, Config};
-use crate::revisions::Revisions;
+use crate::config::{AdapterSetting, Agent, DriverKind};
+use crate::in_force::InForce;
 
 /// Where programs are looked up when dormouse itself has no PATH.
 const PATH_FALLBACK: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -33,33 +31,25 @@ pub(crate) enum LaunchError {
 
 #[derive(Debug)]
 pub(crate) struct Agents {
-    config: Arc<Config>,
-    revisions: Arc<Revisions>,
+    in_force: InForce,
     secrets_folder: PathBuf,
     examples_folder: PathBuf,
 }
 
 impl Agents {
-    pub(crate) fn new(config: Arc<Config>, revisions: Arc<Revisions>, data: &Path) -> Self {
+    pub(crate) fn new(in_force: InForce, data: &Path) -> Self {
         Self {
-            config,
-            revisions,
+            in_force,
             secrets_folder: data.join("secrets"),
             examples_folder: data.join("examples"),
         }
     }
 
-    pub(crate) fn of(&self, session: &SessionId) -> Option<&Agent> {
-        self.config.agents.get(session.agent())
-    }
-
-    /// The agent as that revision has it.
-    pub(crate) fn in_revision(
-        &self,
-        session: &SessionId,
-        revision: RevisionNumber,
-    ) -> Option<&Agent> {
-        self.revisions.agent(session.agent(), revision)
+    pub(crate) fn driver_of(&self, session: &SessionId) -> DriverKind {
+        let agent = self.in_force.now();
+        let agent = agent.agent(session.agent());
+        // What is left of agents that are not configured any more ran as processes.
+        agent.map_or(DriverKind::Process, |agent| agent.driver)
     }
 
     pub(crate) fn launch(
@@ -68,7 +58,8 @@ impl Agents {
         revision: RevisionNumber,
         workspace: PathBuf,
     ) -> Result<Launch, LaunchError> {
-        let agent = self.in_revision(&instance.session, revision);
+        let current = self.in_force.now();
+        let agent = current.agent_in(instance.session.agent(), revision);
         let agent = agent.ok_or(LaunchError::NotConfigured)?;
         let command = agent.command.iter().map(|part| self.with_examples(part)).collect();
         Ok(Launch {
@@ -76,13 +67,9 @@ impl Agents {
             env: self.env(agent, instance, &workspace)?,
             workspace,
             adapter: self.adapter(&agent.adapter),
-            orphan_limit_ms: millis(self.orphan_limit()),
+            orphan_limit_ms: millis(current.config().orphan_limit),
             heap_percent: agent.heap_percent,
         })
-    }
-
-    fn orphan_limit(&self) -> Duration {
-        self.config.orphan_limit
     }
 
     /// `{examples}` is known here; the rest of the fields only where the agent runs.
@@ -170,7 +157,7 @@ impl Agents {
         let mut lacks = Vec::new();
         let command = self.command_of(agent);
         if let Some(program) = command.first()
-            && agent.driver == crate::config::DriverKind::Process
+            && agent.driver == DriverKind::Process
             && !program.contains('{')
             && find_program(program).is_none()
         {

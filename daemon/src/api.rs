@@ -12,6 +12,7 @@
 
 pub(crate) mod body;
 mod caller;
+pub(crate) mod config;
 mod document;
 mod files;
 mod messages;
@@ -41,16 +42,17 @@ use tokio::sync::watch;
 
 pub(crate) use readers::Readers;
 
-use crate::config::Config;
 use crate::engine::hands::Drivers;
 use crate::engine::request::Gateway;
 use crate::files::Files;
 use crate::gate::Gate;
 use crate::hub::Hub;
+use crate::in_force::{Current, InForce};
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
+use crate::reload::Reload;
 use crate::server::{Order, stops_serving};
-use problem::Problem;
+pub(crate) use problem::Problem;
 
 /// What every handler may use.
 #[derive(Clone)]
@@ -62,7 +64,8 @@ pub(crate) struct Api {
     pub(crate) keys: KeyRing,
     pub(crate) gate: Arc<Gate>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) config: Arc<Config>,
+    pub(crate) in_force: InForce,
+    pub(crate) reload: Arc<Reload>,
     pub(crate) drivers: Arc<Drivers>,
     pub(crate) is_draining: Arc<AtomicBool>,
     pub(crate) orders: watch::Receiver<Order>,
@@ -72,6 +75,11 @@ pub(crate) struct Api {
 const UNREPEATABLE_WITHIN: Duration = Duration::from_millis(1_500);
 
 impl Api {
+    /// The config in force.
+    fn current(&self) -> Arc<Current> {
+        self.in_force.now()
+    }
+
     /// When what waits for something must end, because no request is served any more.
     async fn stops_serving(&self) {
         stops_serving(&mut self.orders.clone()).await;
@@ -138,6 +146,12 @@ fn routes() -> Vec<Route> {
         route("/v1/dead-letters/{id}/drop", || post(operate::drop_dead), op::DROP_DEAD),
         route("/v1/agents", || get(operate::agents), op::AGENTS),
         route("/v1/agents/{agent}/rollout/{what}", || post(operate::rollout), op::ROLLOUT),
+        route("/v1/config", || get(config::show), config::SHOW),
+        route("/v1/config/plan", || post(config::plan), config::PLAN),
+        route("/v1/config/apply", || post(config::apply), config::APPLY),
+        route("/v1/config/rollback", || post(config::rollback), config::ROLLBACK),
+        route("/v1/config/history", || get(config::history), config::HISTORY),
+        route("/v1/config/history/{number}", || get(config::earlier), config::EARLIER),
         route("/v1/keys", || get(operate::keys).post(operate::create_key), op::KEYS),
         route("/v1/keys/{id}", || delete(operate::revoke_key), op::KEY),
         route("/v1/chat/completions", || post(openai::chat), op::CHAT),

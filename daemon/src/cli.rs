@@ -44,7 +44,7 @@ use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
 
 use crate::run::{Ended, RunError};
-use arguments::{Arguments, Command, Common, ConfigCommand, Keys, Upgrade, WhyAnything};
+use arguments::{Arguments, Command, Common, Keys, WhyAnything};
 use client::Client;
 use error::CommandError;
 use exit::Exit;
@@ -121,12 +121,7 @@ fn run(arguments: Arguments, terminal: &mut Terminal) -> Result<(), CommandError
         Command::Doctor => doctor(&common, terminal),
         Command::Completions { shell } => completions(shell, terminal),
         Command::ExitCodes => exit_codes(&common, terminal),
-        Command::Config(ConfigCommand::Apply { within }) => {
-            let data = crate::run::data_folder(common.data.as_deref());
-            let data = data.map_err(|error| daemon_failed(error.into()))?;
-            upgrade::upgrade(Upgrade::to_this_program(within), &data, common.json, terminal)
-        }
-        Command::Config(command) => {
+        Command::Config(command) if !command.needs_daemon() => {
             config::config(command, common.config.clone(), common.json, terminal)
         }
         Command::Bridge { .. } => unreachable!("main starts the bridge before this is parsed"),
@@ -140,7 +135,7 @@ fn run(arguments: Arguments, terminal: &mut Terminal) -> Result<(), CommandError
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(CommandError::Runtime)?;
             let mut context = context(&common, terminal)?;
-            let result = runtime.block_on(client_command(command, &mut context));
+            let result = runtime.block_on(client_command(command, &common, &mut context));
             // A thread may still wait for standard input or for a name server.
             runtime.shutdown_background();
             result
@@ -175,7 +170,11 @@ fn context<'t>(common: &Common, terminal: &'t mut Terminal) -> Result<Context<'t
     })
 }
 
-async fn client_command(command: Command, context: &mut Context<'_>) -> Result<(), CommandError> {
+async fn client_command(
+    command: Command,
+    common: &Common,
+    context: &mut Context<'_>,
+) -> Result<(), CommandError> {
     match command {
         Command::Send(arguments) => send::send(arguments, context).await,
         Command::Chat(arguments) => chat::chat(arguments, context).await,
@@ -195,13 +194,16 @@ async fn client_command(command: Command, context: &mut Context<'_>) -> Result<(
         Command::Keys(command) => keys::keys(command, context).await,
         Command::Agents => agents::agents(context).await,
         Command::Rollout(arguments) => agents::rollout(arguments, context).await,
+        Command::Config(command) => {
+            let named = common.config.clone();
+            config::live::config(command, named, common.data.as_deref(), context).await
+        }
         Command::Up
         | Command::Serve
         | Command::Upgrade(_)
         | Command::Doctor
         | Command::Completions { .. }
         | Command::ExitCodes
-        | Command::Config(_)
         | Command::Bridge { .. } => unreachable!("run handles what needs no daemon"),
     }
 }

@@ -1,14 +1,15 @@
 //! The config file: TOML in, typed settings out, or an error that names the line and what to do.
 //!
-//! Owner: read once at start. Invariants: an unknown key is refused; a value out of bounds is
-//! refused; secrets have no place in it. `default.toml` is the manual, and a test holds it to the
-//! defaults in the code.
-//! Absent: reloading, revisions, secret values.
+//! Owner: `run` and `reload` put one into force. Invariants: an unknown key is refused; a value out
+//! of bounds is refused; secrets have no place in it. `default.toml` is the manual, and a test
+//! holds it to the defaults in the code.
+//! Absent: what a change does (`plan`, `reload`), secret values.
 
 mod agent;
 mod error;
 pub(crate) mod files;
 mod flat;
+mod held;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod laws;
 mod location;
@@ -102,13 +103,15 @@ pub(crate) struct Agent {
 /// Scripts of the agents whose driver is `fake`.
 pub(crate) type FakeScripts = BTreeMap<AgentName, FakeScript>;
 
-/// The config in force, and where it came from.
-#[derive(Debug)]
+/// A config as this machine has it, and where it came from.
+#[derive(Debug, Clone)]
 pub(crate) struct Loaded {
     pub(crate) config: Config,
     pub(crate) fake_scripts: FakeScripts,
-    /// As it is written.
+    /// The settings as they are written.
     pub(crate) file: File,
+    /// Letter by letter.
+    pub(crate) text: String,
     /// What is relative is relative to it.
     pub(crate) folder: PathBuf,
     /// `None`: the text that is built in.
@@ -128,14 +131,38 @@ pub(crate) struct Parsed {
 /// Reads the file that was named, else `dormouse.toml` beside the user, else the built-in text.
 pub(crate) fn load(named: Option<&Path>) -> Result<Loaded, ConfigError> {
     let path = path_of(named);
-    let Parsed { mut config, fake_scripts, file } = read_and_parse(path.as_deref())?;
-    config.node.memory_max_bytes = machine::memory_max_bytes();
+    let text = read_text(path.as_deref())?;
+    load_text(text, path)
+}
+
+/// A text that stands, or may come to stand, in the file at `path`.
+pub(crate) fn load_text(text: String, path: Option<PathBuf>) -> Result<Loaded, ConfigError> {
+    let named = path.as_deref().unwrap_or(Path::new(BUILT_IN));
+    let Parsed { config, fake_scripts, file } = parse_whole(&text, named)?;
+    let folder = folder_of(named);
+    on_this_machine(Loaded { config, fake_scripts, file, text, folder, path })
+}
+
+/// What the environment and the machine say goes over what is written.
+fn on_this_machine(mut loaded: Loaded) -> Result<Loaded, ConfigError> {
+    loaded.config.node.memory_max_bytes = machine::memory_max_bytes();
     if let Ok(listen) = std::env::var("DORMOUSE_LISTEN") {
-        config.listen =
+        loaded.config.listen =
             listen.parse().map_err(|_| ConfigError::Environment { value: listen.clone() })?;
     }
-    let folder = folder_of(path.as_deref().unwrap_or(Path::new(BUILT_IN)));
-    Ok(Loaded { config, fake_scripts, file, folder, path })
+    Ok(loaded)
+}
+
+impl Loaded {
+    /// With every setting that needs a restart of the daemon as it is in `before`.
+    pub(crate) fn holding_back(self, before: &File) -> Result<Self, ConfigError> {
+        let Loaded { file, text, folder, path, .. } = self;
+        let file = file.holding_back(before);
+        let named = path.as_deref().unwrap_or(Path::new(BUILT_IN));
+        let (config, fake_scripts) = config_of(file.clone(), &folder)
+            .map_err(|problem| ConfigError::of_setting(problem, &text, named))?;
+        on_this_machine(Self { config, fake_scripts, file, text, folder, path })
+    }
 }
 
 /// The file that is meant; `None`: the built-in text.
@@ -148,9 +175,14 @@ pub(crate) fn path_of(named: Option<&Path>) -> Option<PathBuf> {
 
 /// The file, or the built-in text; nothing of the environment or of the machine is in it.
 pub(crate) fn read_and_parse(path: Option<&Path>) -> Result<Parsed, ConfigError> {
+    parse_whole(&read_text(path)?, path.unwrap_or(Path::new(BUILT_IN)))
+}
+
+/// What stands in the file; `None`: the built-in text.
+pub(crate) fn read_text(path: Option<&Path>) -> Result<String, ConfigError> {
     match path {
-        Some(path) => parse_bytes(&read(path)?, path),
-        None => parse_whole(DEFAULT, Path::new(BUILT_IN)),
+        Some(path) => text_of(read(path)?, path),
+        None => Ok(DEFAULT.to_owned()),
     }
 }
 
@@ -166,13 +198,17 @@ fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
     Ok(bytes)
 }
 
-fn parse_bytes(bytes: &[u8], path: &Path) -> Result<Parsed, ConfigError> {
-    let text = std::str::from_utf8(bytes).map_err(|error| {
-        let before = &bytes[..error.valid_up_to()];
+fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String, ConfigError> {
+    String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
         ConfigError::NotText { path: path.to_owned(), line }
-    })?;
-    parse_whole(text, path)
+    })
+}
+
+#[cfg(any(test, fuzzing))]
+fn parse_bytes(bytes: &[u8], path: &Path) -> Result<Parsed, ConfigError> {
+    parse_whole(&text_of(bytes.to_owned(), path)?, path)
 }
 
 #[cfg(test)]

@@ -14,12 +14,10 @@ mod disk;
 mod machine;
 mod programs;
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
 use crate::cli::Tone;
-use crate::config::Config;
+use crate::config::Loaded;
 use crate::run::Options;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -59,7 +57,8 @@ impl Check {
 /// Looks at everything. Takes a second or two, most of it for asking programs their version.
 pub(crate) fn examine(options: &Options) -> Vec<Check> {
     let mut checks = Vec::new();
-    let config = config(options, &mut checks);
+    let loaded = config(options, &mut checks);
+    let config = loaded.as_ref().map(|loaded| &loaded.config);
     let data = match crate::run::data_folder(options.data.as_deref()) {
         Ok(data) => Some(data),
         Err(error) => {
@@ -69,23 +68,23 @@ pub(crate) fn examine(options: &Options) -> Vec<Check> {
         }
     };
     if let Some(data) = &data {
-        checks.extend(disk::checks(data, config.as_ref().map(|config| config.disk_floor_bytes)));
+        checks.extend(disk::checks(data, config.map(|config| config.disk_floor_bytes)));
     }
-    if let Some(config) = &config {
+    if let Some(config) = config {
         checks.push(machine::port(config.listen));
     }
-    checks.extend(machine::limits(config.as_ref().is_some_and(|c| c.refuse_without_cgroup)));
+    checks.extend(machine::limits(config.is_some_and(|c| c.refuse_without_cgroup)));
     checks.push(machine::kernel());
     checks.push(machine::open_files());
     checks.push(machine::user());
-    if let (Some(config), Some(data)) = (&config, &data) {
-        checks.extend(programs::configured_agents(config, data));
+    if let (Some(loaded), Some(data)) = (loaded, &data) {
+        checks.extend(programs::configured_agents(loaded, data));
     }
     checks.extend(programs::example_agents());
     checks
 }
 
-fn config(options: &Options, checks: &mut Vec<Check>) -> Option<Arc<Config>> {
+fn config(options: &Options, checks: &mut Vec<Check>) -> Option<Loaded> {
     match crate::config::load(options.config.as_deref()) {
         Ok(loaded) => {
             let agents = loaded.config.agents.len();
@@ -94,7 +93,7 @@ fn config(options: &Options, checks: &mut Vec<Check>) -> Option<Arc<Config>> {
                 None => "the built-in config".to_owned(),
             };
             checks.push(Check::ok("config", format!("{origin}; agents: {agents}")));
-            Some(Arc::new(loaded.config))
+            Some(loaded)
         }
         Err(error) => {
             let fix = "correct the file, or name another one with --config FILE";

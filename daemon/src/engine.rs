@@ -26,19 +26,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dormouse_core::command::{Answer, Effects};
-use dormouse_core::event::Event;
+use dormouse_core::event::{Event, Setup};
 use dormouse_core::id::{AgentName, InstanceId};
+use dormouse_core::policy::NodePolicy;
 use dormouse_core::rollout::Rollout;
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::{Monotonic, Now};
 use dormouse_store::{ApplyError, CommitError, PruneError, ReadError, Store};
 use tokio::sync::{mpsc, watch};
 
-use crate::config::Config;
 use crate::hub::{Hub, Place};
+use crate::in_force::InForce;
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
-use crate::revisions::Revisions;
 use clock::Clock;
 use hands::Hands;
 use mint::Mint;
@@ -65,8 +65,7 @@ pub(crate) enum EngineError {
 pub(crate) struct Engine {
     store: Store,
     supervisor: Supervisor,
-    config: Arc<Config>,
-    revisions: Arc<Revisions>,
+    in_force: InForce,
     clock: Clock,
     mint: Mint,
     hub: Hub,
@@ -92,8 +91,7 @@ const STALL_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 pub(crate) struct EngineParts {
     pub(crate) store: Store,
-    pub(crate) config: Arc<Config>,
-    pub(crate) revisions: Arc<Revisions>,
+    pub(crate) in_force: InForce,
     pub(crate) hub: Hub,
     pub(crate) hands: Hands,
     pub(crate) metrics: Arc<Metrics>,
@@ -105,20 +103,11 @@ pub(crate) struct EngineParts {
 impl Engine {
     /// Takes over what the store holds. `alive` are the instances that the drivers found running.
     pub(crate) fn recover(parts: EngineParts) -> Result<Self, EngineError> {
-        let EngineParts {
-            store,
-            config,
-            revisions,
-            hub,
-            hands,
-            metrics,
-            notifier,
-            requests,
-            events,
-        } = parts;
+        let EngineParts { store, in_force, hub, hands, metrics, notifier, requests, events } =
+            parts;
         let newest = store.newest_message_id().map_err(EngineError::Read)?;
         let mut engine = Self {
-            supervisor: Supervisor::new(config.node.clone(), BTreeMap::new(), BTreeMap::new()),
+            supervisor: Supervisor::new(NodePolicy::default(), BTreeMap::new(), BTreeMap::new()),
             mint: Mint::after(newest),
             clock: Clock::start(),
             next_request: 0,
@@ -126,8 +115,7 @@ impl Engine {
             draining: None,
             prune_at: Monotonic::default(),
             store,
-            config,
-            revisions,
+            in_force,
             hub,
             hands,
             metrics,
@@ -301,7 +289,7 @@ impl Engine {
     /// Whether the file system has more than the floor free. A failure to ask is not a full disk.
     fn has_room(&self) -> bool {
         match self.store.free_bytes() {
-            Ok(free) => free >= self.config.disk_floor_bytes,
+            Ok(free) => free >= self.in_force.now().config().disk_floor_bytes,
             Err(error) => {
                 tracing::warn!(%error, "cannot ask how much room the data folder has");
                 true
@@ -311,6 +299,10 @@ impl Engine {
 
     /// After the commit: answer, tell, act.
     fn release(&mut self, mut pending: Pending) {
+        // First: whatever follows from it goes by it.
+        if let Some(config) = pending.config.take() {
+            self.in_force.replace(*config);
+        }
         self.metrics.count(&pending.effects);
         self.metrics.count_outcomes(&pending.outcomes);
         let supervisor = &self.supervisor;
@@ -380,7 +372,8 @@ impl Engine {
     }
 
     fn empty_supervisor(&self, rollouts: BTreeMap<AgentName, Rollout>) -> Supervisor {
-        Supervisor::new(self.config.node.clone(), self.revisions.setups(), rollouts)
+        let Setup { node, agents } = self.in_force.now().setup();
+        Supervisor::new(node, agents, rollouts)
     }
 
     /// Takes over every session that is not dormant, and settles with the drivers what still lives.

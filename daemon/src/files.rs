@@ -22,8 +22,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dormouse_core::event::{Event, FilesProgress};
-use dormouse_core::id::{AgentName, InstanceId, SessionId};
-use dormouse_core::manifest::FilePath;
+use dormouse_core::id::{InstanceId, SessionId};
 use dormouse_edge::files::blobs::{BlobError, BlobStore};
 use dormouse_edge::files::fetch::Fetcher;
 use dormouse_edge::files::objects::{
@@ -35,6 +34,7 @@ use crate::agents::Agents;
 use crate::api::Readers;
 use crate::config::Config;
 use crate::config::files::{FilesPlace, S3Setting};
+use crate::in_force::InForce;
 use listing::Listed;
 
 /// Why the store of files cannot be used.
@@ -46,21 +46,13 @@ pub(crate) enum OpenError {
     Server(#[from] ServerError),
 }
 
-/// Where one of an agent's inputs comes from, ready to be asked.
-#[derive(Debug)]
-struct InputSource {
-    path: Option<FilePath>,
-    /// `None`: the session's own files.
-    source: Option<Arc<Source>>,
-    required: Vec<String>,
-    has_opaque_etags: bool,
-}
-
 pub(crate) struct Files {
     fetcher: Fetcher,
-    inputs: BTreeMap<AgentName, Vec<InputSource>>,
+    server: ObjectServer,
+    /// Where inputs come from, as far as it has been asked.
+    sources: Mutex<BTreeMap<FilesPlace, Arc<Source>>>,
     readers: Readers,
-    config: Arc<Config>,
+    in_force: InForce,
     /// What each living session's inputs were when they were listed last.
     listed: Mutex<BTreeMap<SessionId, Arc<Listed>>>,
     /// How far the syncs are that are under way; for whoever looks, not for decisions.
@@ -69,11 +61,13 @@ pub(crate) struct Files {
 
 impl Files {
     pub(crate) async fn open(
-        config: &Arc<Config>,
+        in_force: &InForce,
         agents: &Agents,
         readers: Readers,
         data: &Path,
     ) -> Result<Self, OpenError> {
+        let current = in_force.now();
+        let config = current.config();
         let server = object_server(&config.s3, agents);
         let blobs = match &config.files.store {
             None => BlobStore::in_folder(&data.join("blobs")).await?,
@@ -84,30 +78,35 @@ impl Files {
                 BlobStore::in_bucket(bucket, prefix, &data.join("spool")).await?
             }
         };
-        let mut inputs = BTreeMap::new();
-        for (name, agent) in &config.agents {
-            let mut sources = Vec::new();
-            for input in &agent.inputs {
-                let source = match &input.from {
-                    None => None,
-                    Some(FilesPlace::Folder(folder)) => Some(Source::Folder(folder.clone())),
-                    Some(FilesPlace::Objects(place)) => {
-                        let bucket = server.bucket(&place.bucket)?;
-                        Some(Source::Objects { bucket, prefix: place.prefix.clone() })
-                    }
-                };
-                sources.push(InputSource {
-                    path: input.path.clone(),
-                    source: source.map(Arc::new),
-                    required: input.required.clone(),
-                    has_opaque_etags: input.has_opaque_etags,
-                });
-            }
-            inputs.insert(name.clone(), sources);
-        }
         let fetcher = Fetcher { blobs, sources: Arc::new(Sources::new()) };
-        let (config, listed, syncing) = (Arc::clone(config), Mutex::default(), Mutex::default());
-        Ok(Self { fetcher, inputs, readers, config, listed, syncing })
+        let (sources, listed, syncing) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let in_force = in_force.clone();
+        let files = Self { fetcher, server, sources, readers, in_force, listed, syncing };
+        files.check_sources(config)?;
+        Ok(files)
+    }
+
+    /// Whether all that the config names can be asked for inputs.
+    pub(crate) fn check_sources(&self, config: &Config) -> Result<(), OpenError> {
+        let inputs = config.agents.values().flat_map(|agent| &agent.inputs);
+        let places = inputs.filter_map(|input| input.from.as_ref());
+        Ok(places.map(|place| self.source(place)).try_for_each(|source| source.map(drop))?)
+    }
+
+    fn source(&self, place: &FilesPlace) -> Result<Arc<Source>, ServerError> {
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(source) = sources.get(place) {
+            return Ok(Arc::clone(source));
+        }
+        let source = match place {
+            FilesPlace::Folder(folder) => Source::Folder(folder.clone()),
+            FilesPlace::Objects(ObjectPlace { bucket, prefix }) => {
+                Source::Objects { bucket: self.server.bucket(bucket)?, prefix: prefix.clone() }
+            }
+        };
+        let source = Arc::new(source);
+        sources.insert(place.clone(), Arc::clone(&source));
+        Ok(source)
     }
 
     pub(crate) fn blobs(&self) -> &BlobStore {

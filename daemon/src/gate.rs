@@ -57,8 +57,15 @@ struct Buckets<K> {
 }
 
 impl<K: Eq + Hash + Clone> Buckets<K> {
-    fn new(per_second: f64, burst: f64) -> Self {
-        Self { rate: Rate { per_second, burst }, by_key: HashMap::new() }
+    fn new(rate: Rate) -> Self {
+        Self { rate, by_key: HashMap::new() }
+    }
+
+    /// A bucket keeps how far it is from being full.
+    fn set_rate(&mut self, rate: Rate) {
+        let wider = rate.burst - self.rate.burst;
+        self.by_key.values_mut().for_each(|bucket| bucket.tokens += wider);
+        self.rate = rate;
     }
 
     fn take(&mut self, key: &K, now: Instant) -> Result<(), Duration> {
@@ -92,6 +99,23 @@ impl<K: Eq + Hash + Clone> Buckets<K> {
     }
 }
 
+/// Of messages, of requests without a key, of wrong keys.
+fn rates_of(limits: &GateLimits) -> [Rate; 3] {
+    let rate = |per_second: f64, burst: u32| Rate { per_second, burst: f64::from(burst) };
+    let GateLimits {
+        messages_per_second,
+        messages_burst,
+        unauthenticated_per_second,
+        wrong_keys_per_minute,
+        connections: _,
+    } = *limits;
+    [
+        rate(messages_per_second.into(), messages_burst),
+        rate(unauthenticated_per_second.into(), unauthenticated_per_second),
+        rate(f64::from(wrong_keys_per_minute) / 60.0, wrong_keys_per_minute),
+    ]
+}
+
 #[derive(Debug)]
 pub(crate) struct Gate {
     inner: Mutex<Inner>,
@@ -106,19 +130,23 @@ struct Inner {
 
 impl Gate {
     pub(crate) fn new(limits: &GateLimits) -> Self {
-        let f = f64::from;
+        let [messages, strangers, wrong_keys] = rates_of(limits);
         let inner = Inner {
-            messages: Buckets::new(f(limits.messages_per_second), f(limits.messages_burst)),
-            strangers: Buckets::new(
-                f(limits.unauthenticated_per_second),
-                f(limits.unauthenticated_per_second),
-            ),
-            wrong_keys: Buckets::new(
-                f(limits.wrong_keys_per_minute) / 60.0,
-                f(limits.wrong_keys_per_minute),
-            ),
+            messages: Buckets::new(messages),
+            strangers: Buckets::new(strangers),
+            wrong_keys: Buckets::new(wrong_keys),
         };
         Self { inner: Mutex::new(inner) }
+    }
+
+    /// What has been taken stays taken.
+    pub(crate) fn set_limits(&self, limits: &GateLimits) {
+        let [messages, strangers, wrong_keys] = rates_of(limits);
+        self.with(|inner| {
+            inner.messages.set_rate(messages);
+            inner.strangers.set_rate(strangers);
+            inner.wrong_keys.set_rate(wrong_keys);
+        });
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
@@ -173,8 +201,21 @@ mod tests {
     }
 
     #[test]
+    fn new_limits_count_what_has_been_taken_already() {
+        let (start, one) = (Instant::now(), Rate { per_second: 0.001, burst: 1.0 });
+        let mut buckets = Buckets::new(Rate { burst: 3.0, ..one });
+        let take = |buckets: &mut Buckets<u8>| buckets.take(&1, start).is_ok();
+        assert!(take(&mut buckets) && take(&mut buckets));
+        buckets.set_rate(one);
+        assert!(!take(&mut buckets), "two of one are taken");
+        buckets.set_rate(Rate { burst: 3.0, ..one });
+        assert!(take(&mut buckets));
+        assert!(!take(&mut buckets));
+    }
+
+    #[test]
     fn a_flood_of_keys_does_not_grow_for_ever() {
-        let mut buckets = Buckets::new(1.0, 1.0);
+        let mut buckets = Buckets::new(Rate { per_second: 1.0, burst: 1.0 });
         let now = Instant::now();
         for key in 0..3 * BUCKETS_MAX {
             let _taken = buckets.take(&key, now);

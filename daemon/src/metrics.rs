@@ -134,7 +134,8 @@ impl Metrics {
         metrics.registered()
     }
 
-    fn begin<'a>(&self, agents: impl Iterator<Item = &'a AgentName>) {
+    /// Counts of theirs are there from the first moment.
+    pub(crate) fn begin<'a>(&self, agents: impl Iterator<Item = &'a AgentName>) {
         for agent in agents {
             let label = || AgentLabel { agent: agent.to_string() };
             for family in [&self.starts, &self.failures, &self.trips, &self.memory_raised] {

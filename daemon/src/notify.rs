@@ -12,7 +12,7 @@
 
 mod send;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormouse_core::diagnosis::Confidence;
@@ -113,33 +113,52 @@ impl<'a> Notification<'a> {
 }
 
 /// One that tells nobody has no lines.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Notifier {
-    lines: Vec<Line>,
+    lines: Arc<Mutex<Vec<Line>>>,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
 struct Line {
-    name: &'static str,
+    target: Target,
     queue: mpsc::Sender<Arc<str>>,
 }
 
 impl Notifier {
     /// Starts a task for each target, in the runtime that this is called in.
     pub(crate) fn start(targets: Vec<Target>, metrics: Arc<Metrics>) -> Self {
-        let start = |target: Target| {
-            let name = target.name();
-            let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-            metrics.will_notify(name);
-            tokio::spawn(work(target, waiting, Arc::clone(&metrics), &PAUSES));
-            Line { name, queue }
-        };
-        Self { lines: targets.into_iter().map(start).collect(), metrics }
+        let notifier = Self { lines: Arc::default(), metrics };
+        notifier.retarget(targets);
+        notifier
+    }
+
+    /// Who is told from now on. What waits for another target is still sent there.
+    pub(crate) fn retarget(&self, targets: Vec<Target>) {
+        let mut lines = self.lines();
+        let before = std::mem::take(&mut *lines);
+        *lines = before.into_iter().filter(|line| targets.contains(&line.target)).collect();
+        for target in targets {
+            if !lines.iter().any(|line| line.target == target) {
+                lines.push(self.line_to(target));
+            }
+        }
+    }
+
+    fn line_to(&self, target: Target) -> Line {
+        let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+        self.metrics.will_notify(target.name());
+        tokio::spawn(work(target.clone(), waiting, Arc::clone(&self.metrics), &PAUSES));
+        Line { target, queue }
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Vec<Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn tell(&self, outcomes: &Outcomes) {
-        if self.lines.is_empty() {
+        let lines = self.lines();
+        if lines.is_empty() {
             return;
         }
         let trips = outcomes.trips.iter().map(Notification::of_trip);
@@ -148,10 +167,10 @@ impl Notifier {
             let json = serde_json::to_string(&notification)
                 .expect("a notification is text and numbers under text keys");
             let json: Arc<str> = json.into();
-            for line in &self.lines {
+            for line in lines.iter() {
                 if line.queue.try_send(Arc::clone(&json)).is_err() {
-                    self.metrics.notified(line.name, "dropped");
-                    let (target, id) = (line.name, &notification.id);
+                    let (target, id) = (line.target.name(), &notification.id);
+                    self.metrics.notified(target, "dropped");
                     tracing::warn!(
                         to = target,
                         id,
@@ -251,11 +270,19 @@ mod tests {
         (url, task)
     }
 
+    fn with_one_line(
+        target: Target,
+        queue: mpsc::Sender<Arc<str>>,
+        metrics: &Arc<Metrics>,
+    ) -> Notifier {
+        let lines = Arc::new(Mutex::new(vec![Line { target, queue }]));
+        Notifier { lines, metrics: Arc::clone(metrics) }
+    }
+
     /// What the target is sent of the batch, with its worker run to the end.
     async fn told(target: Target, metrics: &Arc<Metrics>) {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
-        let line = Line { name: target.name(), queue };
-        let notifier = Notifier { lines: vec![line], metrics: Arc::clone(metrics) };
+        let notifier = with_one_line(target.clone(), queue, metrics);
         notifier.tell(&outcomes());
         drop(notifier);
         work(target, waiting, Arc::clone(metrics), &SOON).await;
@@ -300,11 +327,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn another_target_gets_what_comes_from_then_on() {
+        let target = |url: &str| Target::Webhook(WebhookAddress::parse(url).unwrap());
+        let (one, first) = receiver(&[200, 200]).await;
+        let (other, second) = receiver(&[200, 200]).await;
+        let notifier = Notifier::start(vec![target(&one)], metrics());
+        notifier.tell(&outcomes());
+        notifier.retarget(vec![target(&other)]);
+        notifier.tell(&outcomes());
+        assert_eq!((first.await.unwrap().len(), second.await.unwrap().len()), (2, 2));
+        notifier.retarget(Vec::new());
+        assert!(notifier.lines().is_empty());
+    }
+
+    #[tokio::test]
     async fn a_full_queue_drops_and_counts_and_nobody_waits() {
         let metrics = metrics();
         let (queue, _waiting) = mpsc::channel(3);
-        let lines = vec![Line { name: "webhook", queue }];
-        let notifier = Notifier { lines, metrics: Arc::clone(&metrics) };
+        let target = Target::Webhook(WebhookAddress::parse("http://127.0.0.1:9/").unwrap());
+        let notifier = with_one_line(target, queue, &metrics);
         notifier.tell(&outcomes());
         notifier.tell(&outcomes());
         has(&metrics, "webhook", "dropped", 1);

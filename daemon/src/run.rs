@@ -13,19 +13,19 @@ mod serving;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use dormouse_edge::control::BindError;
-use dormouse_store::{OpenError, Reader, Store};
+use dormouse_store::{ConfigRecord, OpenError, Reader, Store};
 use tokio::runtime::Runtime;
 use tokio::task::spawn_blocking;
 
 use crate::api::Api;
-use crate::config::{self, Config, ConfigError, File, Loaded};
+use crate::config::{self, ConfigError, Loaded};
 use crate::engine::EngineError;
 use crate::files;
 use crate::handover::door::{Asked, Door, Stage};
 use crate::handover::new::{TakeError, Taken, Taking};
+use crate::in_force::{Current, InForce};
 use crate::keys::{self, SCOPE_OPERATOR};
 use crate::report;
 use crate::revisions::Revisions;
@@ -127,12 +127,20 @@ fn run(options: &Options, manner: Manner) -> Result<Ended, RunError> {
 }
 
 fn begin(options: &Options, manner: Manner, taking: Option<Taking>) -> Result<Ended, RunError> {
-    let loaded = config::load(options.config.as_deref())?;
+    let loaded = match config::load(options.config.as_deref()) {
+        // A machine that boots with a half-edited file has nobody who reads the error.
+        Err(error) if manner == Manner::Serve && taking.is_none() => Err(error),
+        loaded => Ok(loaded?),
+    };
     let data = data_folder(options.data.as_deref())?;
     folder::raise_open_files();
     // The store is another process' until it says otherwise.
     let taken = taking.map(Taking::take).transpose()?;
     let mut store = Store::open(&data)?;
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => last_good(error, options, &data)?,
+    };
     folder::unpack_examples(&data)?;
     if manner == Manner::Up {
         folder::ensure_operator_key(&data, &mut store)?;
@@ -148,21 +156,40 @@ fn begin(options: &Options, manner: Manner, taking: Option<Taking>) -> Result<En
     result
 }
 
-/// What is new of the agents' settings is kept before anybody runs it.
-fn number_revisions(
-    file: &File,
-    config: &Config,
-    folder: &Path,
-    data: &Path,
-    store: &mut Store,
-) -> Result<Arc<Revisions>, RunError> {
-    let kept = Reader::open(data)?.revisions()?;
-    let now = crate::engine::clock::wall_now();
-    let (revisions, fresh) = Revisions::of(file, config, folder, &kept, now);
+/// What was in force before the file became wrong; without such a thing, the error.
+fn last_good(error: ConfigError, options: &Options, data: &Path) -> Result<Loaded, RunError> {
+    let Some(ConfigRecord { number, text, .. }) = Reader::open(data)?.configs(1)?.pop() else {
+        return Err(error.into());
+    };
+    let path = config::path_of(options.config.as_deref());
+    let Ok(loaded) = config::load_text(text, path) else { return Err(error.into()) };
+    let error = report::chain(&error);
+    tracing::error!(%error, config = number, "the file is wrong; the last good config is in force");
+    Ok(loaded)
+}
+
+/// The config that this process begins with; what is new of it is kept before anybody goes by it.
+fn put_in_force(loaded: Loaded, data: &Path, store: &mut Store) -> Result<InForce, RunError> {
+    let reader = Reader::open(data)?;
+    let (kept, newest) = (reader.revisions()?, reader.configs(1)?.pop());
+    let at = crate::engine::clock::wall_now();
+    let by = "a start of the daemon".to_owned();
+    let (revisions, fresh) = Revisions::of(&loaded.file, &loaded.config, &loaded.folder, &kept, at);
     let mut batch = store.batch();
     fresh.iter().try_for_each(|revision| batch.insert_revision(revision))?;
+    let current = match newest {
+        Some(ConfigRecord { number, at, by, text }) if text == loaded.text => {
+            Current { number, at, by, loaded, revisions }
+        }
+        newest => {
+            let number = newest.map_or(0, |newest| newest.number) + 1;
+            let current = Current { number, at, by, loaded, revisions };
+            batch.insert_config(&current.record())?;
+            current
+        }
+    };
     batch.commit()?;
-    Ok(Arc::new(revisions))
+    Ok(InForce::new(current))
 }
 
 async fn live(
@@ -173,35 +200,32 @@ async fn live(
     mut taken: Option<Taken>,
 ) -> Result<Ended, RunError> {
     let mut signals = Signals::listen()?;
-    let Loaded { config, fake_scripts, file, folder, path } = loaded;
-    let config = Arc::new(config);
+    let mut beginning = (store, loaded);
     let mut listener = match &mut taken {
         Some(taken) => Some(taken.listener.try_clone().map_err(listening::refused)?),
         None => listening::activated()?,
     };
     let mut idle = taken.as_mut().map(|taken| std::mem::take(&mut taken.idle)).unwrap_or_default();
     let mut failed: Option<(Asked, String)> = None;
-    let mut store = Some(store);
     loop {
-        let mut store = match store.take() {
-            Some(store) => store,
-            None => Store::open(&data)?,
-        };
-        let revisions = number_revisions(&file, &config, &folder, &data, &mut store)?;
-        let node = Node::open(&config, &revisions, &fake_scripts, &data, store).await?;
+        let (mut store, loaded) = beginning;
+        let in_force = put_in_force(loaded, &data, &mut store)?;
+        let current = in_force.now();
+        let listen = current.config().listen;
+        let node = Node::open(in_force, &data, store).await?;
         let door = Door::open(&data)?;
         let open = match listener.take() {
             Some(listener) => listener,
-            None => listening::bind(config.listen)?,
+            None => listening::bind(listen)?,
         };
-        let address = open.local_addr().unwrap_or(config.listen);
+        let address = open.local_addr().unwrap_or(listen);
         folder::note_address(&data, address)?;
         if let Some(taken) = taken.take() {
             let healthy = spawn_blocking(move || taken.is_healthy());
             healthy.await.map_err(|_| RunError::Panicked)??;
         }
         if failed.is_none() {
-            announce(manner, address, &data, path.as_deref(), &node.api);
+            announce(manner, address, &data, &node.api);
         }
         let serving = Serving::start(node, door, &open, std::mem::take(&mut idle))?;
         if let Some((mut asked, why)) = failed.take() {
@@ -211,23 +235,25 @@ async fn live(
         let (outcome, open) = serving.until_over(open, manner, &mut signals).await?;
         match outcome {
             Outcome::Ended(ended) => return Ok(ended),
-            Outcome::TakenBack { idle: back, asked, why } => {
+            Outcome::TakenBack { idle: back, asked, why, loaded } => {
                 (idle, failed, listener) = (back, Some((asked, why)), Some(open));
+                beginning = (Store::open(&data)?, loaded);
             }
         }
     }
 }
 
-fn announce(manner: Manner, address: SocketAddr, data: &Path, config: Option<&Path>, api: &Api) {
+fn announce(manner: Manner, address: SocketAddr, data: &Path, api: &Api) {
     tracing::info!(%address, data = %data.display(), "ready");
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
     if manner == Manner::Up {
+        let current = api.in_force.now();
         crate::cli::welcome::print(&crate::cli::welcome::Welcome {
             address,
             data: data.to_owned(),
-            config: config.map(ToOwned::to_owned),
-            agents: api
-                .config
+            config: current.loaded.path.clone(),
+            agents: current
+                .config()
                 .agents
                 .iter()
                 .map(|(name, agent)| (name.to_string(), api.drivers.agents.lacks(agent)))

@@ -34,9 +34,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 use tower_service::Service;
 
+use crate::in_force::InForce;
 pub(crate) use idle::Idle;
 use idle::Prefixed;
 
@@ -78,10 +80,13 @@ pub(crate) async fn serve(
     listener: TcpListener,
     taken_over: Vec<Idle>,
     router: Router,
-    connections_max: usize,
+    in_force: &InForce,
     mut orders: watch::Receiver<Order>,
 ) -> Vec<Idle> {
+    let connections_max = connections_max(in_force);
     let places = Arc::new(Semaphore::new(connections_max));
+    let following = follow(in_force.clone(), connections_max, Arc::clone(&places));
+    let following = AbortOnDrop(tokio::spawn(following));
     let (parked, mut parking) = mpsc::unbounded_channel();
     let shared = Shared { router, orders: orders.clone(), parked };
     for idle in taken_over {
@@ -114,13 +119,40 @@ pub(crate) async fn serve(
         let conversation = shared.clone().converse(Prefixed::new(socket), peer, Some(place));
         tokio::spawn(conversation);
     }
-    drop((listener, shared));
+    drop((listener, shared, following));
     let mut idle = Vec::new();
     // Ends when the last connection has let go of its sender.
     while let Some(connection) = parking.recv().await {
         idle.push(connection);
     }
     idle
+}
+
+fn connections_max(in_force: &InForce) -> usize {
+    in_force.now().config().gate.connections.min(u32::MAX as usize)
+}
+
+/// Connections that are open stay open, however few there may be from now on.
+async fn follow(in_force: InForce, mut limit: usize, places: Arc<Semaphore>) {
+    let mut changes = in_force.changes();
+    while changes.changed().await.is_ok() {
+        let wanted = connections_max(&in_force);
+        places.add_permits(wanted.saturating_sub(limit));
+        for _ in wanted..limit {
+            // Each place is taken away when it is free.
+            let place = Arc::clone(&places).acquire_owned();
+            tokio::spawn(async move { place.await.map(OwnedSemaphorePermit::forget) });
+        }
+        limit = wanted;
+    }
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Shared {

@@ -104,11 +104,21 @@ impl Reader {
         rollouts(self.connection())
     }
 
+    /// One that is kept, by its number.
+    pub fn config(&self, number: u64) -> Result<Option<ConfigRecord>, ReadError> {
+        let sql = "SELECT number, at_ms, by, text FROM config WHERE number = ?1";
+        Ok(self.configs_of(sql, number)?.pop())
+    }
+
     /// The newest first.
     pub fn configs(&self, limit: u64) -> Result<Vec<ConfigRecord>, ReadError> {
         let sql = "SELECT number, at_ms, by, text FROM config ORDER BY number DESC LIMIT ?1";
+        self.configs_of(sql, limit)
+    }
+
+    fn configs_of(&self, sql: &str, parameter: u64) -> Result<Vec<ConfigRecord>, ReadError> {
         let mut statement = self.connection().prepare_cached(sql)?;
-        let mut rows = statement.query([integer(limit)])?;
+        let mut rows = statement.query([integer(parameter)])?;
         let mut configs = Vec::new();
         while let Some(row) = rows.next()? {
             let columns = Columns::new("config", row);

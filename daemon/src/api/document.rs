@@ -22,7 +22,7 @@ pub(crate) struct Operation {
     pub(crate) needs_key: bool,
 }
 
-const PLAIN: Operation = Operation {
+pub(crate) const PLAIN: Operation = Operation {
     method: "get",
     summary: "",
     parameters: &[],
@@ -381,6 +381,7 @@ fn schemas() -> Value {
             "additionalProperties": false,
             "properties": { "checkpoint": { "type": "integer", "minimum": 1 } },
         },
+        "ConfigText": super::config::text_schema(),
         "CreateKey": {
             "type": "object",
             "required": ["name", "subject"],

@@ -101,7 +101,7 @@ pub(crate) async fn put(
     let expected = sha256.map(|text| text.parse::<Sha256Hash>()).transpose().map_err(|error| {
         Problem::bad_request(format!("sha256: {error}"), "`sha256sum FILE` prints it")
     })?;
-    if !api.config.agents.contains_key(session.agent()) {
+    if api.current().agent(session.agent()).is_none() {
         return Err(Problem::refused(&dormouse_core::command::Refusal::UnknownAgent));
     }
     let view = view_of(&api, &caller, &session).await?;
@@ -141,7 +141,7 @@ pub(crate) async fn attach(
     if attached.is_empty() {
         return Ok(Vec::new());
     }
-    if !api.config.agents.contains_key(session.agent()) {
+    if api.current().agent(session.agent()).is_none() {
         return Err(Problem::refused(&dormouse_core::command::Refusal::UnknownAgent));
     }
     let mut tree = match &view_of(api, caller, session).await? {
@@ -282,7 +282,8 @@ pub(crate) async fn list(
 ) -> Result<Json<FilesShape>, Problem> {
     let session = session_of(&agent, &key)?;
     let (view, tree) = tree_of(&api, &caller, &session).await?;
-    let agent = api.config.agents.get(session.agent());
+    let current = api.current();
+    let agent = current.agent(session.agent());
     Ok(Json(FilesShape {
         checkpoint: view.restore.map(|checkpoint| checkpoint.number),
         takes_checkpoints: agent.is_some_and(|agent| agent.checkpoint.is_on),

@@ -67,9 +67,8 @@ pub(crate) async fn models(
 ) -> Result<Json<Value>, OpenaiProblem> {
     known?;
     let models: Vec<Value> = api
-        .config
-        .agents
-        .keys()
+        .current()
+        .agent_names()
         .map(|agent| {
             json!({ "id": agent.as_str(), "object": "model", "created": 0, "owned_by": "dormouse" })
         })

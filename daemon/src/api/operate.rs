@@ -156,7 +156,8 @@ pub(crate) async fn agents(
 ) -> Result<Json<Vec<AgentView>>, Problem> {
     let read = |reader: &mut Reader| Ok((reader.sessions_by_agent()?, reader.rollouts()?));
     let (counts, rollouts) = api.readers.read(read).await?;
-    let views = api.config.agents.iter().map(|(name, agent)| {
+    let current = api.current();
+    let views = current.config().agents.iter().map(|(name, agent)| {
         let count = counts.get(name.as_str()).copied().unwrap_or_default();
         AgentView {
             agent: name.to_string(),
@@ -183,7 +184,7 @@ pub(crate) async fn rollout(
 ) -> Result<Json<Requested>, Problem> {
     let agent = AgentName::new(&agent)
         .ok()
-        .filter(|agent| api.config.agents.contains_key(agent))
+        .filter(|agent| api.current().agent(agent.as_str()).is_some())
         .ok_or_else(|| Problem::not_found("agent"))?;
     let known = serde_json::from_value(serde_json::Value::String(what));
     let what: RolloutRequest = known.map_err(|_| {

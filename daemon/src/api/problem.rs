@@ -27,7 +27,7 @@ pub(crate) struct Problem {
 }
 
 /// Every code that is not a cause's, with its status, as in docs/errors.md.
-const CODES: [(&str, u16); 32] = [
+const CODES: [(&str, u16); 35] = [
     ("bad_request", 400),
     ("key_needed", 401),
     ("key_wrong", 401),
@@ -38,6 +38,8 @@ const CODES: [(&str, u16); 32] = [
     ("unknown_agent", 404),
     ("wrong_method", 405),
     ("agent_not_configured", 409),
+    ("config_moved", 409),
+    ("config_not_writable", 409),
     ("idempotency_conflict", 409),
     ("in_flight", 409),
     ("messages_waiting", 409),
@@ -47,6 +49,7 @@ const CODES: [(&str, u16); 32] = [
     ("past_life", 409),
     ("too_large", 413),
     ("json_needed", 415),
+    ("config_wrong", 422),
     ("does_not_fit", 422),
     ("unsupported", 422),
     ("wrong_hash", 422),

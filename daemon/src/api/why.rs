@@ -95,9 +95,10 @@ async fn explain(api: &Api, stored: StoredView, about: About) -> Result<Why, Pro
         Some(message) => words::message_verdict(message, &session, newest),
         None => words::verdict(&session, last_exit.as_ref(), newest, turn_runs),
     };
-    let agent = api.config.agents.get(session.session.agent());
+    let current = api.current();
+    let agent = current.agent(session.session.agent());
     let is_dead = message.as_ref().is_some_and(|message| message.state == MessageState::Dead);
-    let prices = api.config.prices.as_ref();
+    let prices = current.config().prices.as_ref();
     let remedy = match (&last_exit, agent) {
         (Some(exit), Some(agent)) if session.failures > 0 || is_dead => {
             remedy::remedy(&session.session, exit, memory.as_ref(), agent, prices)
@@ -166,8 +167,9 @@ async fn awake_because(api: &Api, session: &SessionView) -> Result<(bool, Vec<St
     }
     because.extend(holds.iter().map(|name| format!("the agent asked for it: {name}")));
     if because.is_empty() && session.phase == Phase::Awake {
-        let policy = api.config.agents.get(session.session.agent()).map(|agent| &agent.policy);
-        let limit = policy.map(|policy| human_span(policy.stop_after));
+        let current = api.current();
+        let agent = current.agent(session.session.agent());
+        let limit = agent.map(|agent| human_span(agent.policy.stop_after));
         let limit = limit.unwrap_or_else(|| "a while".to_owned());
         because.push(format!("nothing needs it; it is stopped when that has been so for {limit}"));
     }
@@ -177,15 +179,16 @@ async fn awake_because(api: &Api, session: &SessionView) -> Result<(bool, Vec<St
 /// `None` where no limit is configured.
 fn memory_view(api: &Api, stored: &StoredView, exits: &[ExitRecord]) -> Option<MemoryView> {
     let record = &stored.record;
-    let policy = api.config.agents.get(record.id.agent())?.policy.memory;
-    let machine_bytes = api.config.node.memory_max_bytes;
+    let current = api.current();
+    let policy = current.agent(record.id.agent())?.policy.memory;
+    let machine_bytes = current.config().node.memory_max_bytes;
     let first_bytes = policy.first_bytes?;
     let newest = exits.first();
     let was_cut_off =
         |exit: &ExitRecord| matches!(exit.diagnosis.cause, Cause::OomLimit | Cause::OomChild);
     let learned: Option<LearnedMemory> = record.memory;
     let limit_bytes = sizing::limit(policy, learned, machine_bytes)?;
-    let prices = api.config.prices.as_ref();
+    let prices = current.config().prices.as_ref();
     Some(MemoryView {
         limit_bytes,
         first_bytes,

@@ -27,7 +27,7 @@ pub(crate) fn upgrade(
     runtime.block_on(follow(arguments, data, as_json, terminal))
 }
 
-async fn follow(
+pub(crate) async fn follow(
     arguments: Upgrade,
     data: &Path,
     as_json: bool,

@@ -25,7 +25,7 @@ use super::value::{Value, choice_of, object_of};
 use super::{AdapterSetting, DriverKind, Problem, problem};
 
 /// Where blobs are kept, or inputs come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum FilesPlace {
     Folder(PathBuf),
     Objects(ObjectPlace),

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use super::flat::{Effective, Entry};
@@ -35,7 +35,7 @@ pub(crate) struct Change {
     hidden: Vec<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ChangeOf {
     Setting,
@@ -44,7 +44,7 @@ pub(crate) enum ChangeOf {
 }
 
 /// Who is interrupted when a change is applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Interrupts {
     Nobody,
@@ -184,7 +184,7 @@ impl Change {
     }
 
     /// From what to what, for everybody's eyes.
-    pub(crate) fn shown(&self) -> (Option<Json>, Option<Json>) {
+    fn shown(&self) -> (Option<Json>, Option<Json>) {
         let (mut from, mut to) = (self.from.clone(), self.to.clone());
         for pointer in &self.hidden {
             let at = |value: &Option<Json>| value.as_ref()?.pointer(pointer).cloned();
@@ -196,7 +196,7 @@ impl Change {
     }
 
     /// Where no value is shown at all: what became of each key. `None`: values may be shown.
-    pub(crate) fn keys_shown(&self) -> Option<Vec<String>> {
+    fn keys_shown(&self) -> Option<Vec<String>> {
         let is_object = |value: &Option<Json>| value.as_ref().is_some_and(Json::is_object);
         if self.hidden != [""] || !(is_object(&self.from) || is_object(&self.to)) {
             return None;
@@ -216,10 +216,14 @@ impl Change {
 
     fn to_json(&self) -> Json {
         let (from, to) = self.shown();
-        json!({
+        let mut shown = json!({
             "path": self.path, "of": self.of, "from": from, "to": to, "effect": self.effect,
             "agents": self.agents, "interrupts": self.interrupts(),
-        })
+        });
+        if let Some(keys) = self.keys_shown() {
+            shown["keys"] = json!(keys);
+        }
+        shown
     }
 }
 

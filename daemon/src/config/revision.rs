@@ -59,7 +59,8 @@ impl AgentTable {
     }
 }
 
-fn put(object: &mut Map<String, Json>, path: &str, value: Json) {
+/// At a path whose parts are separated by dots.
+pub(super) fn put(object: &mut Map<String, Json>, path: &str, value: Json) {
     match path.split_once('.') {
         None => drop(object.insert(path.to_owned(), value)),
         Some((table, rest)) => {

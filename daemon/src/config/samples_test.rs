@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::DEFAULT;
 use super::flat::Effective;
 use super::laws::{assert_plans, effective_of};
 use super::plan::plan;
 use super::schema::rows;
+use super::setting::Effect;
+use super::{DEFAULT, File};
 
 #[path = "../../tests/support/setting_samples.rs"]
 mod setting_samples;
@@ -27,9 +28,17 @@ fn put(settings: &mut Settings, agent: &str, path: &str, value: &str) {
     settings.insert(path.replace("NAME", agent), value.to_owned());
 }
 
+fn text_of(settings: &Settings) -> String {
+    let lines = settings.iter().map(|(path, value)| format!("{path} = {value}\n"));
+    format!("# a test\n{}", lines.collect::<String>())
+}
+
 fn effective(settings: &Settings) -> Result<Effective, String> {
-    let text: String = settings.iter().map(|(path, value)| format!("{path} = {value}\n")).collect();
-    effective_of(format!("# a test\n{text}").as_bytes())
+    effective_of(text_of(settings).as_bytes())
+}
+
+fn file(settings: Settings) -> File {
+    toml::from_str(&text_of(&settings)).unwrap()
 }
 
 #[test]
@@ -41,14 +50,19 @@ fn every_setting_of_the_schema_has_a_sample_and_changes_alone_with_its_effect() 
             let lines = BASE.iter().chain(sample.beside);
             lines.for_each(|(path, value)| put(&mut settings, "a", path, value));
             put(&mut settings, "a", &row.path, value);
-            effective(&settings).unwrap()
+            settings
         };
-        let (from, to) = (with(sample.from), with(sample.to));
+        let parsed = |value| effective(&with(value)).unwrap();
+        let (from, to) = (parsed(sample.from), parsed(sample.to));
         let there = plan(&from, &to);
         let changes: Vec<_> =
             there.changes.iter().map(|change| (change.path.clone(), change.effect)).collect();
         assert_eq!(changes, [(row.path.replace("NAME", "a"), row.effect)]);
         assert_plans(&from, &to);
+        let held = file(with(sample.to)).holding_back(&file(with(sample.from)));
+        let is_held = row.effect == Effect::DaemonRestart;
+        assert_eq!(Effective::of(&held), if is_held { from } else { to }, "{}", row.path);
+        assert!(!is_held || !row.path.starts_with("agents."), "{} cannot be held", row.path);
         assert!(sample_change(&format!("{}.voice", row.path)).is_none());
     }
 }

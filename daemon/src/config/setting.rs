@@ -45,7 +45,9 @@ use serde_json::Value as Json;
 use super::value::Value;
 
 /// What a change of a setting comes to, the gentlest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Effect {
     /// In force for whatever comes next.

@@ -5,19 +5,20 @@
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Check;
 use crate::agents::{Agents, find_program};
-use crate::config::Config;
+use crate::config::Loaded;
+use crate::in_force::{Current, InForce};
 
 const VERSION_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 const VERSION_BYTES_MAX: u64 = 1024;
 
-pub(super) fn configured_agents(config: &Arc<Config>, data: &Path) -> Vec<Check> {
-    let agents = Agents::new(Arc::clone(config), Arc::default(), data);
+pub(super) fn configured_agents(loaded: Loaded, data: &Path) -> Vec<Check> {
+    let in_force = InForce::new(Current::nowhere(loaded));
+    let agents = Agents::new(in_force.clone(), data);
     let check = |(name, agent): (&dormouse_core::id::AgentName, _)| {
         let lacks = agents.lacks(agent);
         let title = format!("agent {name}");
@@ -28,7 +29,7 @@ pub(super) fn configured_agents(config: &Arc<Config>, data: &Path) -> Vec<Check>
             format!("install or grant what it lacks, or take [agents.{name}] out of the config");
         Check::warn(&title, lacks.join("; "), fix)
     };
-    config.agents.iter().map(check).collect()
+    in_force.now().config().agents.iter().map(check).collect()
 }
 
 /// What each example needs, whether or not the config has it.

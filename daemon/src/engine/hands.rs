@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use crate::agents::Agents;
 use crate::config::DriverKind;
 use crate::files::Files;
+use crate::in_force::InForce;
 use crate::report;
 
 /// The drivers of this node, and the lines to the bridges.
@@ -32,17 +33,15 @@ pub(crate) struct Drivers {
     pub(crate) fake: Arc<dyn Driver>,
     pub(crate) registry: Registry,
     pub(crate) agents: Agents,
-    pub(crate) refuse_without_cgroup: bool,
+    pub(crate) in_force: InForce,
     /// Where bridges fetch files.
     pub(crate) files_dial: Dial,
 }
 
 impl Drivers {
-    /// The driver of a session's agent. What is left of agents that are not configured any more ran
-    /// as processes.
+    /// The driver of a session's agent.
     pub(crate) fn of(&self, session: &SessionId) -> &Arc<dyn Driver> {
-        let agent = self.agents.of(session);
-        match agent.map_or(DriverKind::Process, |agent| agent.driver) {
+        match self.agents.driver_of(session) {
             DriverKind::Process => &self.process,
             DriverKind::Fake => &self.fake,
         }
@@ -172,12 +171,13 @@ impl Hands {
         revision: RevisionNumber,
         memory_limit_bytes: Option<u64>,
     ) {
-        let agent = self.drivers.agents.in_revision(&instance.session, revision);
+        let current = self.drivers.in_force.now();
+        let agent = current.agent_in(instance.session.agent(), revision);
         let order = StartOrder {
             instance: instance.clone(),
             memory_limit_bytes,
             pids_limit: agent.and_then(|agent| agent.pids_limit),
-            when_not_enforceable: match self.drivers.refuse_without_cgroup {
+            when_not_enforceable: match current.config().refuse_without_cgroup {
                 true => WhenNotEnforceable::Refuse,
                 false => WhenNotEnforceable::GoOnUnlimited,
             },
@@ -232,10 +232,8 @@ impl Hands {
         let events = self.events.clone();
         self.runtime.spawn(async move {
             for kind in [DriverKind::Process, DriverKind::Fake] {
-                let of_kind = |instance: &&InstanceId| {
-                    let agent = drivers.agents.of(&instance.session);
-                    agent.map_or(DriverKind::Process, |agent| agent.driver) == kind
-                };
+                let of_kind =
+                    |instance: &&InstanceId| drivers.agents.driver_of(&instance.session) == kind;
                 let expected: Vec<InstanceId> = expected.iter().filter(of_kind).cloned().collect();
                 let driver = match kind {
                     DriverKind::Process => &drivers.process,

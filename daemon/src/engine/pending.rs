@@ -9,6 +9,7 @@ use dormouse_core::command::Effects;
 use dormouse_core::id::{RequestId, TurnId};
 
 use crate::engine::request::{Ask, Reply, Verdict};
+use crate::in_force::Current;
 use crate::outcomes::Outcomes;
 
 /// One batch while it is being built.
@@ -21,6 +22,8 @@ pub(super) struct Pending {
     pub(super) replies: Vec<(Reply, Verdict)>,
     /// Texts for the turns that this batch delivers.
     pub(super) texts: BTreeMap<TurnId, String>,
+    /// In force once this is committed.
+    pub(super) config: Option<Box<Current>>,
 }
 
 impl Pending {

@@ -11,10 +11,11 @@ use dormouse_core::event::{
     CheckpointOffer, RolloutRequest, SessionRequest, Submission, UploadSubmission,
 };
 use dormouse_core::id::{AgentName, InstanceId, MessageId, SessionId, Subject, TurnId};
-use dormouse_store::KeyRecord;
+use dormouse_store::{KeyRecord, RevisionRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::hub::Watcher;
+use crate::in_force::Current;
 
 /// Requests that wait for the engine; beyond that it is overloaded, and says so.
 pub(crate) const REQUESTS_MAX: usize = 8_192;
@@ -66,6 +67,10 @@ pub(crate) enum Request {
         by: Subject,
         ask: Ask,
     },
+    Configure {
+        change: Box<ConfigChange>,
+        ask: Ask,
+    },
     Key {
         change: KeyChange,
         reply: Reply,
@@ -102,6 +107,7 @@ impl Request {
             | Request::Upload { ask, .. }
             | Request::Restore { ask, .. }
             | Request::Rollout { ask, .. }
+            | Request::Configure { ask, .. }
             | Request::Checkpoint { ask, .. }
             | Request::Drop { ask, .. } => ask.reply,
             Request::Key { reply, .. } | Request::Explain { reply, .. } => reply,
@@ -116,6 +122,14 @@ pub(crate) struct Ask {
     pub(crate) reply: Reply,
     /// The sender stays, and wants to see what happens from the first moment.
     pub(crate) watch: bool,
+}
+
+/// A config that is to come into force.
+#[derive(Debug)]
+pub(crate) struct ConfigChange {
+    pub(crate) current: Current,
+    /// What is new of the agents' settings.
+    pub(crate) revisions: Vec<RevisionRecord>,
 }
 
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use dormouse_store::Batch;
 use crate::engine::EngineError;
 use crate::engine::mint::Mint;
 use crate::engine::pending::Pending;
-use crate::engine::request::{Ask, KeyChange, Reply, Request, Verdict};
+use crate::engine::request::{Ask, ConfigChange, KeyChange, Reply, Request, Verdict};
 
 /// The loop's hands on one batch.
 pub(super) struct Step<'a, 'store> {
@@ -95,12 +95,30 @@ impl Step<'_, '_> {
                 let request = self.remember(ask);
                 self.handle(Event::RolloutRequested { request, agent, what, by })
             }
+            Request::Configure { change, ask } if !has_room => {
+                drop(change);
+                self.pending.replies.push((ask.reply, Verdict::StoreFull));
+                Ok(())
+            }
+            Request::Configure { change, ask } => self.configure(*change, ask),
             Request::Redrive { message, by, ask } => self.redrive(message, by, ask, has_room),
             Request::Drop { session, message, is_dead, by, ask } => {
                 let request = self.remember(ask);
                 self.handle(Event::DropRequested { request, session, message, is_dead, by })
             }
         }
+    }
+
+    /// Kept, and in force with the commit.
+    fn configure(&mut self, change: ConfigChange, ask: Ask) -> Result<(), EngineError> {
+        let ConfigChange { current, revisions } = change;
+        for revision in &revisions {
+            self.batch.insert_revision(revision).map_err(EngineError::Apply)?;
+        }
+        self.batch.insert_config(&current.record()).map_err(EngineError::Apply)?;
+        let (request, setup) = (self.remember(ask), Box::new(current.setup()));
+        self.pending.config = Some(Box::new(current));
+        self.handle(Event::Configured { request, setup })
     }
 
     fn explain(&self, session: &SessionId) -> Verdict {

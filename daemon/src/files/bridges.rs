@@ -165,7 +165,8 @@ async fn plan(
         None => None,
     };
     let wanted = view.uploads.into_iter().filter(|upload| upload.number <= uploads);
-    let agent = files.config.agents.get(session.agent());
+    let current = files.in_force.now();
+    let agent = current.agent(session.agent());
     Ok(Json(SyncPlan {
         version: FilesVersion { inputs, uploads },
         lineage: view.record.lineage,

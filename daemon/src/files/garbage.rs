@@ -49,7 +49,7 @@ impl Files {
     pub(crate) async fn collect_garbage(&self) -> Result<Collected, GarbageError> {
         // Taken before the rows are read: what is put or offered after it is too young to go.
         let now = SystemTime::now();
-        let not_younger_than = now.checked_sub(self.config.files.garbage_after);
+        let not_younger_than = now.checked_sub(self.in_force.now().config().files.garbage_after);
         let not_younger_than = not_younger_than.unwrap_or(SystemTime::UNIX_EPOCH);
         let named = self.named().await?;
         let is_named = |hash: &Sha256Hash| named.contains(hash);

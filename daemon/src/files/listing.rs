@@ -16,7 +16,8 @@ use dormouse_edge::files::fetch::Origin;
 use dormouse_edge::files::required::missing_required;
 use dormouse_edge::files::sources::{Source, SourceError};
 
-use super::{Files, InputSource};
+use super::Files;
+use crate::config::files::{FilesPlace, Input};
 use crate::report;
 
 /// Beside the true entity tag, so that nobody takes it for an MD5.
@@ -48,12 +49,14 @@ impl Files {
     }
 
     pub(crate) async fn list(&self, session: &SessionId) -> Result<ManifestDigest, FilesProblem> {
-        let agent = self.inputs.get(&session.agent_name());
+        let current = self.in_force.now();
+        let inputs = current.agent(session.agent()).map_or(&[][..], |agent| &agent.inputs);
         let mut entries = Vec::new();
         let mut origins = BTreeMap::new();
         let mut missing = Vec::new();
-        for input in agent.into_iter().flatten() {
-            let found = match &input.source {
+        for input in inputs {
+            let source = input.from.as_ref().map(|place| self.asked_source(place)).transpose()?;
+            let found = match &source {
                 Some(source) => self.of_source(source).await?,
                 None => self.of_session(session, input.path.as_ref()).await?,
             };
@@ -61,7 +64,7 @@ impl Files {
             for pattern in missing_required(&input.required, &found) {
                 missing.push(format!("{place}/{pattern}"));
             }
-            let Some(source) = &input.source else { continue };
+            let Some(source) = &source else { continue };
             for entry in found {
                 let (entry, origin) = placed(input, source, entry)?;
                 origins.insert(entry.path.clone(), origin);
@@ -77,6 +80,10 @@ impl Files {
         let listed = Arc::new(Listed { digest, manifest, origins });
         self.listed().insert(session.clone(), listed);
         Ok(digest)
+    }
+
+    fn asked_source(&self, place: &FilesPlace) -> Result<Arc<Source>, FilesProblem> {
+        self.source(place).map_err(|error| refused(report::chain(&error)))
     }
 
     async fn of_source(&self, source: &Arc<Source>) -> Result<Vec<FileEntry>, FilesProblem> {
@@ -120,7 +127,7 @@ fn refused(message: String) -> FilesProblem {
 
 /// The entry where the workspace has it, and where its bytes are.
 fn placed(
-    input: &InputSource,
+    input: &Input,
     source: &Arc<Source>,
     entry: FileEntry,
 ) -> Result<(FileEntry, Origin), FilesProblem> {

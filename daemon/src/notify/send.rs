@@ -24,7 +24,7 @@ const HTTP_PORT: u16 = 80;
 /// Of what a failing command says.
 const WORDS_BYTES_MAX: u64 = 1_000;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
     Webhook(WebhookAddress),
     /// A program and its arguments; not empty.

@@ -1,4 +1,5 @@
-//! The way out: running turns get their time, then the process ends, whatever still runs.
+//! Signals, and the way out: running turns get their time, then the process ends, whatever still
+//! runs.
 //!
 //! ```text
 //!  signal ─▶ drain: no turn begins, messages are taken ─┬─ no turn runs ───────┐
@@ -30,8 +31,9 @@ const NEXT_WORD_WITHIN: Duration = Duration::from_secs(15);
 /// Sessions that one line names.
 const NAMED_MAX: usize = 5;
 
-/// What asks the process to end.
+/// What asks the process to end, or to read its config again.
 pub(super) struct Signals {
+    hung_up: Signal,
     terminated: Signal,
     interrupted: Signal,
 }
@@ -42,22 +44,38 @@ impl Signals {
             signal(kind).map_err(|source| RunError::System { what: "to listen to signals", source })
         };
         Ok(Self {
+            hung_up: on(SignalKind::hangup())?,
             terminated: on(SignalKind::terminate())?,
             interrupted: on(SignalKind::interrupt())?,
         })
     }
 
-    /// One has come and was not heeded yet.
+    /// One to end has come and was not heeded yet.
     pub(super) fn have_come(&mut self) -> bool {
-        self.next().now_or_never().is_some()
+        self.end_asked().now_or_never().is_some()
     }
 
-    pub(super) async fn next(&mut self) {
+    pub(super) async fn next(&mut self) -> Sign {
+        tokio::select! {
+            _ = self.hung_up.recv() => Sign::ReadConfig,
+            _ = self.terminated.recv() => Sign::End,
+            _ = self.interrupted.recv() => Sign::End,
+        }
+    }
+
+    pub(super) async fn end_asked(&mut self) {
         tokio::select! {
             _ = self.terminated.recv() => {}
             _ = self.interrupted.recv() => {}
         }
     }
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sign {
+    End,
+    ReadConfig,
 }
 
 /// To the process that serves now.
@@ -89,7 +107,7 @@ pub(super) async fn drain(
     let over = tokio::select! {
         over = until_nothing_runs(&mut running, &mut teller) => over,
         () = tokio::time::sleep(within) => Over::OutOfTime,
-        () = signals.next() => Over::AskedAgain,
+        () = signals.end_asked() => Over::AskedAgain,
     };
     let left = running.borrow().clone().unwrap_or_default();
     match over {

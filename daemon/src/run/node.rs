@@ -24,13 +24,14 @@ use dormouse_edge::token::DeploymentSecret;
 use dormouse_store::{Reader, Store};
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch::Sender;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::{RunError, folder};
 use crate::agents::Agents;
 use crate::api::{Api, Readers};
-use crate::config::{Config, FakeScripts};
+use crate::config::Config;
 use crate::engine::hands::{Drivers, Hands};
 use crate::engine::request::{Gateway, REQUESTS_MAX};
 use crate::engine::{Engine, EngineError, EngineParts};
@@ -38,10 +39,11 @@ use crate::files::bridges::{self, ForBridges};
 use crate::files::{Files, garbage};
 use crate::gate::Gate;
 use crate::hub::Hub;
+use crate::in_force::InForce;
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
 use crate::notify::Notifier;
-use crate::revisions::Revisions;
+use crate::reload::{Reload, ReloadParts, watch};
 use crate::server::Order;
 
 /// Events of bridges and drivers that wait for the engine; beyond it the senders wait.
@@ -52,60 +54,66 @@ const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Node {
     pub(super) api: Api,
     /// What the connections are to do.
-    pub(super) orders: watch::Sender<Order>,
+    pub(super) orders: Sender<Order>,
     pub(super) engine_ended: EngineEnded,
     control: ControlSocket,
-    beside: [JoinHandle<()>; 2],
+    beside: [JoinHandle<()>; 3],
 }
 
 impl Node {
     /// Takes over what is stored, and what lives of it.
     pub(super) async fn open(
-        config: &Arc<Config>,
-        revisions: &Arc<Revisions>,
-        fake_scripts: &FakeScripts,
+        in_force: InForce,
         data: &Path,
         store: Store,
     ) -> Result<Self, RunError> {
-        let (config, revisions) = (Arc::clone(config), Arc::clone(revisions));
-        let keys = KeyRing::holding(Reader::open(data)?.keys()?);
-        if !config.listen.ip().is_loopback() && keys.is_empty() {
-            return Err(RunError::NoKeys { address: config.listen });
-        }
+        let current = in_force.now();
+        let config = current.config();
+        let keys = keys_of(config, data)?;
         let (event_sender, events) = mpsc::channel::<Event>(EVENTS_MAX);
-        let agents = Agents::new(Arc::clone(&config), Arc::clone(&revisions), data);
-        let opened = open_drivers(&config, agents, fake_scripts, data, &event_sender)?;
-        let Opened { drivers, control, files_listener, secret } = opened;
+        let agents = Agents::new(in_force.clone(), data);
+        let opened = open_drivers(&in_force, agents, data, &event_sender)?;
+        let Opened { drivers, fake, control, files_listener, secret } = opened;
         let readers = Readers::of(data.to_owned());
-        let files = Files::open(&config, &drivers.agents, readers.clone(), data).await?;
+        let files = Files::open(&in_force, &drivers.agents, readers.clone(), data).await?;
         let files = Arc::new(files);
         let (request_sender, requests) = mpsc::channel(REQUESTS_MAX);
         let gateway = Gateway::new(request_sender);
         let for_bridges =
             ForBridges { files: Arc::clone(&files), gateway: gateway.clone(), secret };
-        let beside = [
-            tokio::spawn(bridges::serve(files_listener, for_bridges)),
-            tokio::spawn(garbage::collect_now_and_then(Arc::clone(&files))),
-        ];
-        let (hub, metrics) = (Hub::default(), Arc::new(Metrics::new(config.agents.keys())));
+        let (hub, metrics) = (Hub::default(), Arc::new(Metrics::new(current.agent_names())));
         let notifier = Notifier::start(config.notify.clone(), Arc::clone(&metrics));
         let handle = Handle::current();
         let hands = Hands::new(Arc::clone(&drivers), Arc::clone(&files), event_sender, handle);
         let engine_ended = start_engine(EngineParts {
             store,
-            config: Arc::clone(&config),
-            revisions,
+            in_force: in_force.clone(),
             hub: hub.clone(),
             hands,
             metrics: Arc::clone(&metrics),
-            notifier,
+            notifier: notifier.clone(),
             requests,
             events,
         })
         .await?;
         let gate = Arc::new(Gate::new(&config.gate));
+        let reload = Arc::new(Reload::new(ReloadParts {
+            in_force: in_force.clone(),
+            gateway: gateway.clone(),
+            readers: readers.clone(),
+            files: Arc::clone(&files),
+            gate: Arc::clone(&gate),
+            metrics: Arc::clone(&metrics),
+            notifier,
+            fake,
+        }));
+        let beside = [
+            tokio::spawn(bridges::serve(files_listener, for_bridges)),
+            tokio::spawn(garbage::collect_now_and_then(Arc::clone(&files))),
+            tokio::spawn(watch::watch(Arc::clone(&reload))),
+        ];
         let is_draining = Arc::new(AtomicBool::new(false));
-        let (orders, orders_seen) = watch::channel(Order::Serve);
+        let (orders, orders_seen) = tokio::sync::watch::channel(Order::Serve);
         let api = Api {
             gateway,
             hub,
@@ -114,7 +122,8 @@ impl Node {
             keys,
             gate,
             metrics,
-            config,
+            in_force,
+            reload,
             drivers,
             is_draining,
             orders: orders_seen,
@@ -137,9 +146,19 @@ impl Node {
     }
 }
 
+/// Whoever is reachable from other machines has some.
+fn keys_of(config: &Config, data: &Path) -> Result<KeyRing, RunError> {
+    let keys = KeyRing::holding(Reader::open(data)?.keys()?);
+    if !config.listen.ip().is_loopback() && keys.is_empty() {
+        return Err(RunError::NoKeys { address: config.listen });
+    }
+    Ok(keys)
+}
+
 /// What bridges need of the daemon.
 struct Opened {
     drivers: Arc<Drivers>,
+    fake: Arc<FakeDriver>,
     control: ControlSocket,
     files_listener: UnixListener,
     secret: DeploymentSecret,
@@ -147,9 +166,8 @@ struct Opened {
 
 /// The drivers, and the sockets that their bridges dial.
 fn open_drivers(
-    config: &Arc<Config>,
+    in_force: &InForce,
     agents: Agents,
-    fake_scripts: &FakeScripts,
     data: &Path,
     events: &mpsc::Sender<Event>,
 ) -> Result<Opened, RunError> {
@@ -176,19 +194,19 @@ fn open_drivers(
         },
         events.clone(),
     )?;
-    let fake = FakeDriver::new(folders, registry.clone(), events.clone());
-    for (agent, script) in fake_scripts {
+    let fake = Arc::new(FakeDriver::new(folders, registry.clone(), events.clone()));
+    for (agent, script) in &in_force.now().loaded.fake_scripts {
         fake.set_script(agent.clone(), script.clone());
     }
     let drivers = Drivers {
         process: Arc::new(process) as Arc<dyn Driver>,
-        fake: Arc::new(fake) as Arc<dyn Driver>,
+        fake: Arc::clone(&fake) as Arc<dyn Driver>,
         registry,
         agents,
-        refuse_without_cgroup: config.refuse_without_cgroup,
+        in_force: in_force.clone(),
         files_dial: Dial::Unix(files_path),
     };
-    Ok(Opened { drivers: Arc::new(drivers), control, files_listener, secret })
+    Ok(Opened { drivers: Arc::new(drivers), fake, control, files_listener, secret })
 }
 
 pub(super) type EngineEnded = oneshot::Receiver<Result<(), EngineError>>;

@@ -21,10 +21,11 @@ use dormouse_core::time::millis;
 use sd_notify::NotifyState;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::ending::{self, Signals};
+use super::ending::{self, Sign, Signals};
 use super::node::Node;
 use super::{Ended, Manner, RunError};
 use crate::api;
+use crate::config::Loaded;
 use crate::handover::door::{Asked, Door, Stage};
 use crate::handover::old::Successor;
 use crate::report;
@@ -38,6 +39,7 @@ pub(super) enum Outcome {
         idle: Vec<Idle>,
         asked: Asked,
         why: String,
+        loaded: Loaded,
     },
 }
 
@@ -62,9 +64,10 @@ impl Serving {
         copy.set_nonblocking(true).map_err(refused)?;
         let copy = tokio::net::TcpListener::from_std(copy).map_err(refused)?;
         let router = api::router(node.api.clone());
-        let connections_max = node.api.config.gate.connections;
         let orders = node.orders.subscribe();
-        let connections = tokio::spawn(server::serve(copy, idle, router, connections_max, orders));
+        let in_force = node.api.in_force.clone();
+        let serving = async move { server::serve(copy, idle, router, &in_force, orders).await };
+        let connections = tokio::spawn(serving);
         Ok(Self { node, door, connections })
     }
 
@@ -76,10 +79,13 @@ impl Serving {
     ) -> Result<(Outcome, TcpListener), RunError> {
         loop {
             tokio::select! {
-                () = signals.next() => {
-                    let ended = self.end(manner, signals).await?;
-                    return Ok((Outcome::Ended(ended), listener));
-                }
+                sign = signals.next() => match sign {
+                    Sign::ReadConfig => self.node.api.reload.hang_up().await,
+                    Sign::End => {
+                        let ended = self.end(manner, signals).await?;
+                        return Ok((Outcome::Ended(ended), listener));
+                    }
+                },
                 result = &mut self.node.engine_ended => {
                     // Nothing can be acknowledged any more: out, so that whoever restarts us can.
                     return Err(result.map_or(RunError::Panicked, |ended| match ended {
@@ -105,7 +111,7 @@ impl Serving {
         node.api.is_draining.store(true, Ordering::Relaxed);
         drop(sd_notify::notify(&[NotifyState::Stopping]));
         door.close().await;
-        let within = node.api.config.drain_within;
+        let within = node.api.in_force.now().config().drain_within;
         let left = ending::drain(&node.api.gateway, within, signals, manner).await;
         node.orders.send_replace(Order::End);
         if let Err(error) = connections.await {
@@ -127,6 +133,7 @@ impl Serving {
         signals: &mut Signals,
     ) -> Result<(Outcome, TcpListener), RunError> {
         let Serving { node, door, connections } = self;
+        let in_force = node.api.in_force.clone();
         let (version, pid) = (successor.version.clone(), successor.pid());
         let within = Duration::from_millis(asked.wanted.within_ms);
         tracing::info!(%version, pid, "handing over");
@@ -161,8 +168,8 @@ impl Serving {
                 Outcome::Ended(Ended::AllFinished)
             }
             Err(error) => {
-                let why = report::chain(&error);
-                Outcome::TakenBack { idle, asked, why }
+                let (why, loaded) = (report::chain(&error), in_force.now().loaded.clone());
+                Outcome::TakenBack { idle, asked, why, loaded }
             }
         };
         Ok((outcome, listener))

@@ -11,7 +11,7 @@ use std::str::FromStr;
 pub struct PlaceError(String);
 
 /// `s3://bucket/prefix`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ObjectPlace {
     pub bucket: String,
     /// Empty, or ends in `/`.
