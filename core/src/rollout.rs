@@ -189,6 +189,11 @@ impl Rollout {
         self.standing = Standing::Aborted { by, at };
     }
 
+    /// It is to be tried, by whoever starts next.
+    pub fn waits_for_trial(&self) -> bool {
+        self.standing == Standing::Untried && self.good.is_some() && !self.is_paused
+    }
+
     /// An instance that runs this is to make place for the target, once nothing needs it.
     pub fn is_outdated(&self, session: &SessionId, revision: RevisionNumber) -> bool {
         !self.is_paused

@@ -88,6 +88,8 @@ pub(crate) struct Context<'a> {
     pub(crate) canary: Option<&'a Canary>,
     /// The live instance is to make place for another revision.
     pub(crate) is_outdated: bool,
+    /// The next turn is the trial of another revision than the live instance has.
+    pub(crate) makes_place: bool,
     /// What came out of the trial.
     pub(crate) verdict: Option<rollout::Verdict>,
     pub(crate) node: &'a NodePolicy,

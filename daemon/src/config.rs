@@ -35,6 +35,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agent::CanaryTable;
 pub(crate) use agent::{AdapterSetting, AgentTable, DriverKind};
 use dormouse_bridge::files::wire::CheckpointPolicy;
 use dormouse_core::id::AgentName;
@@ -97,7 +98,16 @@ pub(crate) struct Agent {
     pub(crate) secrets: Vec<String>,
     pub(crate) inputs: Vec<Input>,
     pub(crate) checkpoint: CheckpointPolicy,
+    pub(crate) canary: Option<CanaryTurn>,
     pub(crate) policy: AgentPolicy,
+}
+
+/// What a new revision is asked before anybody else gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CanaryTurn {
+    pub(crate) text: String,
+    /// What the answer must contain.
+    pub(crate) expects: Option<String>,
 }
 
 /// Scripts of the agents whose driver is `fake`.
@@ -328,6 +338,7 @@ pub(crate) fn agent_of(table: AgentTable, folder: &Path) -> Result<Agent, Proble
     let inputs = files::inputs_of(table.inputs.into_value(), folder)?;
     let (kept, checkpoint) = files::kept_of(table.files, &inputs, driver, &adapter)?;
     policy.files = kept;
+    let canary = canary_of(table.canary)?;
     policy.heap_follows = heap_follows(&table.command, &table.env.0, policy.memory)?;
     Ok(Agent {
         driver,
@@ -339,8 +350,27 @@ pub(crate) fn agent_of(table: AgentTable, folder: &Path) -> Result<Agent, Proble
         secrets: table.secrets.into_value(),
         inputs,
         checkpoint,
+        canary,
         policy,
     })
+}
+
+fn canary_of(table: CanaryTable) -> Result<Option<CanaryTurn>, Problem> {
+    let (text, expects) = (table.text.into_value(), table.expects.into_value());
+    let too_long = |text: &String| text.len() > limits::MESSAGE_BYTES_MAX;
+    match text {
+        None if expects.is_some() => {
+            Err(problem("canary.expects", "is of no use without canary.text, which is asked"))
+        }
+        None => Ok(None),
+        Some(text) if text.trim().is_empty() => {
+            Err(problem("canary.text", "is empty: what is a new revision to be asked?"))
+        }
+        Some(text) if too_long(&text) => {
+            Err(problem("canary.text", "is longer than a message may be, 1MiB"))
+        }
+        Some(text) => Ok(Some(CanaryTurn { text, expects })),
+    }
 }
 
 fn adapter_of(table: &AgentTable) -> Result<AdapterSetting, Problem> {

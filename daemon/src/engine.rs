@@ -14,6 +14,7 @@
 //! starts over from the store in place (F6).
 //! Absent: decisions (`core`), SQL (`store`), processes and sockets (`edge`).
 
+mod canary;
 pub(crate) mod clock;
 pub(crate) mod hands;
 pub(crate) mod mint;
@@ -267,6 +268,7 @@ impl Engine {
         let mut batch = self.store.batch();
         let mut step = Step {
             now,
+            in_force: &self.in_force,
             supervisor: &mut self.supervisor,
             mint: &mut self.mint,
             next_request: &mut self.next_request,
@@ -396,6 +398,26 @@ impl Engine {
         batch.commit().map_err(EngineError::Commit)?;
         self.release(pending);
         self.hands.reconcile(expected);
+        self.ask_canaries()
+    }
+
+    /// Of what the config has changed while there was no daemon.
+    fn ask_canaries(&mut self) -> Result<(), EngineError> {
+        let (now, current) = (self.clock.now(), self.in_force.now());
+        let mut pending = Pending::default();
+        let mut batch = self.store.batch();
+        let mut step = Step {
+            now,
+            in_force: &self.in_force,
+            supervisor: &mut self.supervisor,
+            mint: &mut self.mint,
+            next_request: &mut self.next_request,
+            batch: &mut batch,
+            pending: &mut pending,
+        };
+        step.ask_canaries(&current, &format!("config {}", current.number))?;
+        batch.commit().map_err(EngineError::Commit)?;
+        self.release(pending);
         Ok(())
     }
 }

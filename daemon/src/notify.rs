@@ -1,4 +1,5 @@
-//! Tells somebody outside when a session is tripped or a message is given up.
+//! Tells somebody outside when a session is tripped, a message is given up, or a new revision is
+//! found to be bad.
 //!
 //! ```text
 //!  engine ── after the commit ──▶ Notifier::tell ──▶ a bounded queue per target ──▶ webhook
@@ -16,12 +17,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormouse_core::diagnosis::Confidence;
-use dormouse_core::id::{Generation, MessageId, SessionId};
+use dormouse_core::id::{Generation, MessageId, RevisionNumber, SessionId};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
-use crate::outcomes::{Buried, Outcomes, Tripped};
+use crate::outcomes::{BadRevision, Buried, Outcomes, Tripped};
 use crate::report;
 pub(crate) use send::{Target, WebhookAddress};
 
@@ -40,13 +41,15 @@ const PAUSES: [Duration; 4] = [
 struct Notification<'a> {
     /// The same for every try.
     id: String,
-    /// `session_tripped` or `dead_letter`.
+    /// `session_tripped`, `dead_letter` or `revision_bad`.
     event: &'static str,
     at_ms: u64,
     session: &'a SessionId,
     agent: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     generation: Option<Generation>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<RevisionNumber>,
     #[serde(skip_serializing_if = "Option::is_none")]
     message_id: Option<MessageId>,
     /// Of a message; its text is not here.
@@ -78,6 +81,7 @@ impl<'a> Notification<'a> {
             session,
             agent: session.agent(),
             generation: Some(*generation),
+            revision: None,
             message_id: None,
             attempts: None,
             failures: Some(trip.failures),
@@ -99,6 +103,7 @@ impl<'a> Notification<'a> {
             session,
             agent: session.agent(),
             generation: None,
+            revision: None,
             message_id: Some(*message),
             attempts: Some(letter.attempts),
             failures: None,
@@ -108,6 +113,30 @@ impl<'a> Notification<'a> {
             sentence: diagnosed.as_ref().map_or(cause.plain_words(), |death| &death.sentence),
             next_try_at_ms: None,
             why: format!("dormouse why {message}"),
+        }
+    }
+}
+
+impl<'a> Notification<'a> {
+    fn of_revision(bad: &'a BadRevision) -> Self {
+        let BadRevision { at, session, generation, revision, cause } = bad;
+        Self {
+            id: format!("revision_bad:{}@{revision}:{session}#{generation}", session.agent()),
+            event: "revision_bad",
+            at_ms: at.0,
+            session,
+            agent: session.agent(),
+            generation: Some(*generation),
+            revision: Some(*revision),
+            message_id: None,
+            attempts: None,
+            failures: None,
+            cause: cause.code(),
+            death: None,
+            confidence: None,
+            sentence: "a new revision failed its trial; the last good one is used",
+            next_try_at_ms: None,
+            why: format!("dormouse why {session}"),
         }
     }
 }
@@ -163,7 +192,8 @@ impl Notifier {
         }
         let trips = outcomes.trips.iter().map(Notification::of_trip);
         let letters = outcomes.dead_letters.iter().map(Notification::of_dead_letter);
-        for notification in trips.chain(letters) {
+        let bad = outcomes.bad_revisions.iter().map(Notification::of_revision);
+        for notification in trips.chain(letters).chain(bad) {
             let json = serde_json::to_string(&notification)
                 .expect("a notification is text and numbers under text keys");
             let json: Arc<str> = json.into();

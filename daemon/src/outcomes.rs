@@ -8,8 +8,8 @@
 use dormouse_core::cause::Cause;
 use dormouse_core::command::Write;
 use dormouse_core::diagnosis::Confidence;
-use dormouse_core::id::{Generation, MessageId, SessionId};
-use dormouse_core::journal::{Because, Decision};
+use dormouse_core::id::{Generation, MessageId, RevisionNumber, SessionId};
+use dormouse_core::journal::{Because, Decision, RevisionChange};
 use dormouse_core::record::ExitRecord;
 use dormouse_core::session::phase::Phase;
 use dormouse_core::time::Wall;
@@ -20,6 +20,7 @@ pub(crate) struct Outcomes {
     pub(crate) ends: Vec<Ended>,
     pub(crate) trips: Vec<Tripped>,
     pub(crate) dead_letters: Vec<Buried>,
+    pub(crate) bad_revisions: Vec<BadRevision>,
     /// Of each: its session.
     pub(crate) memory_raised: Vec<SessionId>,
     pub(crate) failed_starts: Vec<SessionId>,
@@ -52,6 +53,17 @@ pub(crate) struct Tripped {
     pub(crate) failures: u32,
     pub(crate) next_try_at: Option<Wall>,
     pub(crate) diagnosed: Diagnosed,
+}
+
+/// A revision of an agent failed its trial, and is used by nobody.
+#[derive(Debug, Clone)]
+pub(crate) struct BadRevision {
+    pub(crate) at: Wall,
+    /// Which tried it.
+    pub(crate) session: SessionId,
+    pub(crate) generation: Generation,
+    pub(crate) revision: RevisionNumber,
+    pub(crate) cause: Cause,
 }
 
 #[derive(Debug, Clone)]
@@ -99,6 +111,15 @@ impl Outcomes {
                     cause: *cause,
                     attempts: *attempts,
                     diagnosed,
+                });
+            }
+            Because::Revision { change: RevisionChange::Failed { revision, cause, .. } } => {
+                self.bad_revisions.push(BadRevision {
+                    at: decision.at,
+                    session: session(),
+                    generation: decision.generation,
+                    revision: *revision,
+                    cause: *cause,
                 });
             }
             Because::StartFailed { error, failures, restart_at } => {
@@ -234,6 +255,25 @@ mod tests {
         let [letter] = &outcomes.dead_letters[..] else { panic!("{outcomes:?}") };
         assert_eq!((letter.cause, letter.message), (Cause::PoisonMessage, message));
         assert_eq!(letter.diagnosed.as_ref(), Some(&trip.diagnosed));
+    }
+
+    #[test]
+    fn a_revision_that_failed_its_trial_is_told_without_what_the_agent_said() {
+        let detail = "a word of the agent".to_owned();
+        let (revision, cause) = (RevisionNumber(2), Cause::AgentError);
+        let change = RevisionChange::Failed { revision, cause, detail };
+        let mut outcomes = Outcomes::default();
+        outcomes.note(&Write::InsertDecision(Decision {
+            session: "a/k".parse().unwrap(),
+            generation: Generation(5),
+            at: Wall(1),
+            from: Phase::Awake,
+            to: Phase::Awake,
+            because: Because::Revision { change },
+        }));
+        let [bad] = &outcomes.bad_revisions[..] else { panic!("{outcomes:?}") };
+        assert_eq!((bad.revision, bad.cause), (revision, cause));
+        assert!(!format!("{outcomes:?}").contains("a word"));
     }
 
     #[test]

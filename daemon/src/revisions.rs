@@ -12,14 +12,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use dormouse_core::id::{AgentName, RevisionNumber};
-use dormouse_core::policy::AgentSetup;
+use dormouse_core::id::{AgentName, RevisionNumber, SessionId};
+use dormouse_core::policy::{AgentSetup, Canary};
 use dormouse_core::rollout::{Failure, Rollout, Standing};
 use dormouse_core::time::Wall;
 use dormouse_store::RevisionRecord;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{self, Agent, AgentTable, Config, File};
+
+/// Of the session that tries new revisions.
+pub(crate) const CANARY_KEY: &str = "canary";
 
 #[derive(Debug, Default)]
 pub(crate) struct Revisions {
@@ -76,17 +79,27 @@ impl Revisions {
 
     /// For the core.
     pub(crate) fn setups(&self) -> BTreeMap<AgentName, AgentSetup> {
-        let setup = |of_agent: &OfAgent| AgentSetup {
+        let setup = |name: &AgentName, of_agent: &OfAgent| AgentSetup {
             wanted: of_agent.wanted,
             policies: of_agent
                 .known
                 .iter()
                 .map(|(number, agent)| (*number, agent.policy.clone()))
                 .collect(),
-            canary: None,
+            canary: of_agent.known.get(&of_agent.wanted).and_then(|agent| {
+                let expects = agent.canary.as_ref()?.expects.clone();
+                Some(Canary { session: canary_session(name), expects })
+            }),
         };
-        self.by_agent.iter().map(|(name, of_agent)| (name.clone(), setup(of_agent))).collect()
+        let setups = self.by_agent.iter();
+        setups.map(|(name, of_agent)| (name.clone(), setup(name, of_agent))).collect()
     }
+}
+
+/// The session that a new revision is tried by, where the agent has a canary turn.
+pub(crate) fn canary_session(agent: &AgentName) -> SessionId {
+    let id = format!("{agent}/{CANARY_KEY}").parse();
+    id.expect("an agent's name and a short word are a session's")
 }
 
 /// `None`: every session runs, or will run, what the config asks for.

@@ -144,3 +144,71 @@ fn an_edited_config_comes_into_force_and_a_wrong_one_changes_nothing() {
     assert_eq!(client.ask("a/x", "hello"), "two");
     assert_eq!(client.ask("a/y", "hello"), "one", "until it is idle");
 }
+
+fn with_canary(config: &str) -> String {
+    format!("{config}canary = {{ text = \"who are you?\", expects = \"agent\" }}\n")
+}
+
+fn rollout_becomes(daemon: &Daemon, words: &str) -> String {
+    support::until(words, || {
+        let rollout = shown(daemon)["rollout"].as_str().unwrap_or("in force").to_owned();
+        rollout.contains(words).then_some(rollout)
+    })
+}
+
+fn applied(daemon: &mut Daemon, config: &str) {
+    edited(daemon, config);
+    daemon.cli(&["config", "apply"]).ok();
+}
+
+#[test]
+fn a_canary_turn_tries_a_revision_before_anybody_else_has_it() {
+    let mut daemon = started(&with_canary(&living("", "agent one")));
+    let client = daemon.client();
+    assert_eq!(client.ask("a/x", "hello"), "agent one");
+    sleeps(&daemon, "a/x");
+
+    // Every probe is green, and every answer is wrong.
+    applied(&mut daemon, &with_canary(&living("", "unknown model")));
+    let rollout = rollout_becomes(&daemon, "revision 2 is bad");
+    assert!(rollout.contains("does not contain \"agent\""), "{rollout}");
+    assert_eq!(client.ask("a/x", "hello"), "agent one");
+    let journal = client.journal("a/x");
+    assert!(!journal.iter().any(|row| row.to_string().contains("tries revision")), "{journal:?}");
+
+    applied(&mut daemon, &with_canary(&living("", "agent three")));
+    rollout_becomes(&daemon, "in force");
+    sleeps(&daemon, "a/x");
+    assert_eq!(client.ask("a/x", "hello"), "agent three");
+
+    // What it is asked again for is not asked of what runs still.
+    let tried = daemon.path("tried");
+    let fourth = format!("echo >> {tried}; test -e {tried}.may || exit 3");
+    applied(&mut daemon, &with_canary(&living(&fourth, "agent four")));
+    rollout_becomes(&daemon, "revision 4 is bad");
+    let runs = || std::fs::read_to_string(&tried).unwrap().lines().count();
+    assert_eq!(runs(), 1);
+    daemon.touch("tried.may");
+    daemon.cli(&["rollout", "retry", "a"]).ok();
+    rollout_becomes(&daemon, "in force");
+    assert_eq!((&shown(&daemon)["revision"], runs()), (&json!(4), 2));
+
+    // Who could write to that session could decide what is good.
+    daemon.client_of("tom").submission("a/canary", "agent").send().error(403);
+}
+
+#[test]
+fn a_canary_turn_is_asked_after_a_start_too_and_once() {
+    let mut daemon = started(&with_canary(&living("", "agent one")));
+    assert_eq!(daemon.client().ask("a/x", "hello"), "agent one");
+    let slow = format!("test -e {} || sleep 1", daemon.path("go"));
+    restarted_with(&mut daemon, &with_canary(&living(&slow, "agent two")));
+    daemon.kill();
+    daemon.start_again();
+    daemon.kill();
+    daemon.touch("go");
+    daemon.start_again();
+    rollout_becomes(&daemon, "in force");
+    assert_eq!(shown(&daemon)["revision"], 2);
+    assert_eq!(daemon.count("SELECT count(*) FROM message WHERE session = 'a/canary'"), 1);
+}

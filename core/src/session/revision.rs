@@ -10,6 +10,7 @@ use crate::cause::Cause;
 use crate::diagnosis::Diagnosis;
 use crate::event::TurnOutcome;
 use crate::journal::{Because, RevisionChange};
+use crate::record::StopReason;
 use crate::rollout::{Failure, Trial, Verdict, points_to_revision};
 use crate::session::{Context, Session};
 
@@ -61,6 +62,16 @@ impl Session {
             at: ctx.now.wall,
         }));
         true
+    }
+
+    /// `true`: the live instance ends, so that its next turn tries the revision that waits for it.
+    pub(super) fn makes_place(&mut self, ctx: &mut Context<'_>) -> bool {
+        if ctx.makes_place {
+            let change = RevisionChange::Outdated { revision: ctx.revision };
+            let because = Because::Revision { change };
+            self.begin_stop(StopReason::Revision, because, ctx);
+        }
+        ctx.makes_place
     }
 
     /// `true`: the session rests, and nothing is counted.

@@ -133,7 +133,8 @@ impl Session {
             && instance.link.is_attached()
             && instance.turn.is_none()
             && self.retry.is_none_or(|at| now >= at);
-        if !is_free || self.queue.is_empty() || !self.files_are_in_place(ctx) {
+        let may_begin = is_free && !self.queue.is_empty() && !self.makes_place(ctx);
+        if !may_begin || !self.files_are_in_place(ctx) {
             return;
         }
         self.use_files(ctx);

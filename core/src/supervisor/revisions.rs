@@ -26,6 +26,7 @@ pub(super) struct Seat<'a> {
     pub(super) trial: Trial,
     pub(super) canary: Option<&'a Canary>,
     pub(super) is_outdated: bool,
+    pub(super) makes_place: bool,
 }
 
 impl<'a> Seat<'a> {
@@ -42,6 +43,7 @@ impl<'a> Seat<'a> {
                 trial: Trial::None,
                 canary: None,
                 is_outdated: false,
+                makes_place: false,
             };
         };
         let target = agent.rollout.target();
@@ -60,6 +62,9 @@ impl<'a> Seat<'a> {
             policy,
             revision,
             trial: agent.rollout.trial_of(session.id(), revision),
+            makes_place: agent.canary_of(session.id()).is_some()
+                && agent.rollout.waits_for_trial()
+                && revision != agent.rollout.wanted,
             canary: agent.canary_of(session.id()),
             is_outdated,
         }

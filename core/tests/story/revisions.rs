@@ -339,6 +339,70 @@ fn a_trial_with_a_canary_turn_is_that_sessions_alone_and_its_answer_must_say_wha
 }
 
 #[test]
+fn what_a_canary_session_runs_makes_place_for_the_revision_that_it_is_to_try() {
+    after_proof(
+        r#"send m2 to a/canary · bridge attaches from a/canary · ready from a/canary
+           agent answers m2 "1"
+           config a revision 2 canary pong
+           send m3 to a/canary
+           agent exits with 0, asked by daemon
+           bridge attaches from a/canary
+           ready from a/canary
+           agent answers m3 "pong""#,
+        expect![[r#"
+            0s          send m2 to a/canary
+                journal: a/canary asleep → starting: 1 message to answer
+                answer: accepted m2, next
+                m2 hears: waking, about 0 ms
+                command: start a/canary#1
+            0s          bridge attaches from a/canary
+                command: admit a/canary#1, boot 1, execute the agent
+            0s          ready from a/canary
+                journal: a/canary starting → awake: the agent was ready after 0 ms
+                journal: a/canary awake: m2 was handed to the agent, attempt 1
+                m2 hears: delivered, attempt 1
+                command: deliver m2.1 to a/canary#1
+            0s          agent answers m2 "1"
+                journal: a/canary awake: m2 was answered in 0 ms (1 byte)
+                m2 hears: the answer of 1, "1"
+                command: acknowledge m2.1 to a/canary#1
+            0s          config a revision 2 canary pong
+                answer: is in force
+            0s          send m3 to a/canary
+                journal: a/canary awake → stopping: it runs revision 1, and another one is in
+                    force
+                answer: accepted m3, next
+                command: stop a/canary#1, grace 10 s
+            0s          agent exits with 0, asked by daemon
+                journal: a/canary stopping → asleep: the agent ended with exit code 0, as
+                    asked (another revision)
+                journal: a/canary asleep → starting: 1 message to answer
+                journal: a/canary starting: it tries revision 2, which nobody had before
+                m3 hears: waking, about 0 ms
+                command: release a/canary#1
+                command: start a/canary#2 in revision 2
+            0s          bridge attaches from a/canary
+                command: admit a/canary#2, boot 1, execute the agent in revision 2
+            0s          ready from a/canary
+                journal: a/canary starting → awake: the agent was ready after 0 ms
+                journal: a/canary awake: m3 was handed to the agent, attempt 1
+                m3 hears: delivered, attempt 1
+                command: deliver m3.1 to a/canary#2
+            0s          agent answers m3 "pong"
+                journal: a/canary awake: revision 2 is good
+                journal: a/canary awake: m3 was answered in 0 ms (4 bytes)
+                m3 hears: the answer of 1, "pong"
+                command: acknowledge m3.1 to a/canary#2
+            a/canary awake, generation 2
+              m2 answered "1"
+              m3 answered "pong"
+            a/one asleep, generation 1
+              m1 answered "1"
+        "#]],
+    );
+}
+
+#[test]
 fn an_operator_pauses_aborts_and_retries() {
     after_proof(
         r#"config a revision 2

@@ -11,7 +11,7 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use dormouse_core::command::Answer;
+use dormouse_core::command::{Answer, Refusal};
 use dormouse_core::event::{Attachment, Submission};
 use dormouse_core::id::{AgentName, MessageId, SessionId};
 use dormouse_core::limits;
@@ -30,6 +30,7 @@ use crate::engine::request::{Request, Verdict};
 use crate::hub::{Place, Update, Watcher};
 use crate::keys::Caller;
 use crate::random;
+use crate::revisions::CANARY_KEY;
 
 /// The longest that `?wait=` waits.
 const WAIT_MAX: Duration = Duration::from_secs(120);
@@ -80,6 +81,7 @@ pub(crate) async fn accept(
         api.metrics.refused_at_gate("too_fast");
         Problem::too_fast(after)
     })?;
+    check_reserved(api, caller, &session)?;
     let Submit { text, attachments } = submit;
     let attachments = files::attach(api, caller, &session, attachments).await?;
     let idempotency = idempotency_key.map(|key| {
@@ -104,6 +106,16 @@ pub(crate) async fn accept(
     };
     let verdict = api.gateway.ask(watch, |ask| Request::Submit { submission, ask }).await?;
     accepted(api, session, verdict).await
+}
+
+/// Whoever could write to the session that tries new revisions could decide which are good.
+fn check_reserved(api: &Api, caller: &Caller, session: &SessionId) -> Result<(), Problem> {
+    let current = api.current();
+    let canary = current.agent(session.agent()).and_then(|agent| agent.canary.as_ref());
+    match canary.is_some() && session.key() == CANARY_KEY && !caller.is_operator {
+        true => Err(Problem::refused(&Refusal::NotYourSession)),
+        false => Ok(()),
+    }
 }
 
 /// What the engine's verdict on a message means for its sender.

@@ -101,6 +101,7 @@ pub(crate) struct AgentTable {
     pub(super) files: AgentFilesTable,
     pub(super) env: Setting<Environment, NextStart>,
     pub(super) secrets: Setting<Vec<String>, NextStart>,
+    pub(super) canary: CanaryTable,
     /// The part that the fake driver plays.
     pub(super) fake: Setting<Option<FakeScript>, NextStart>,
 }
@@ -124,6 +125,7 @@ impl Default for AgentTable {
             files: AgentFilesTable::default(),
             env: Environment::default().into(),
             secrets: Vec::new().into(),
+            canary: CanaryTable::default(),
             fake: None.into(),
         }
     }
@@ -148,6 +150,7 @@ impl Table for AgentTable {
             files,
             env,
             secrets,
+            canary,
             fake,
         } = self;
         visitor.setting("driver", driver, doc(words::DRIVER));
@@ -169,6 +172,7 @@ impl Table for AgentTable {
         visitor.table("files", files, words::FILES);
         visitor.setting("env", env, doc(words::ENV));
         visitor.setting("secrets", secrets, doc(words::SECRETS));
+        visitor.table("canary", canary, words::CANARY);
         let example = "{ reply = \"count\", turn_takes_ms = 1000 }";
         visitor.setting("fake", fake, doc(words::FAKE).example(example));
     }
@@ -213,8 +217,28 @@ mod words {
     pub(super) const SECRETS: &str = "Names of secrets for its environment. The values come from \
         the environment of dormouse, or from files of that name in the folder secrets/ of the \
         data folder; never from here.";
+    pub(super) const CANARY: &str = "With a `text`, a new revision is tried by the session \
+        AGENT/canary alone: it is asked this as soon as the config is in force, and the revision \
+        is good once it has answered. Without, the next session that starts tries it.";
     pub(super) const FAKE: &str = "What an agent of the fake driver does, for trials; it \
         echoes if absent.";
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CanaryTable {
+    pub(super) text: Setting<Option<String>, Live>,
+    pub(super) expects: Setting<Option<String>, Live>,
+}
+
+impl Table for CanaryTable {
+    fn visit(&self, visitor: &mut Visitor) {
+        let CanaryTable { text, expects } = self;
+        let words = "What a new revision is asked.";
+        visitor.setting("text", text, doc(words).example("\"Answer with the word ready.\""));
+        let words = "What its answer must contain; any answer will do if absent.";
+        visitor.setting("expects", expects, doc(words).example("\"ready\""));
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -20,8 +20,8 @@ const MANUAL_HEAD: [&str; 3] = [
      change; a file need not be complete. Durations and sizes carry their units (500ms, 30s, 5m, \
      1h30m; 64KiB, 512MiB, 2GiB). A key that is not known is refused.",
     "`dormouse config check` says whether a file is right, `dormouse config plan` what it would \
-     change, and `dormouse config apply` puts it into force; until then a daemon goes on with what \
-     it has read at its start.",
+     change. A running daemon sees that the file has changed, and puts it into force; what is \
+     wrong changes nothing.",
 ];
 
 /// The agent of the manual, which comes with the program.
@@ -46,11 +46,16 @@ A file need not be complete. Durations and sizes carry their units (`500ms`, `30
 `dormouse config check` says whether a file is right, and `dormouse config plan` what it would
 change.
 
-`dormouse config apply` puts the daemon's file into force, whole or not at all; until then a daemon
-goes on with what it has read at its start. No request fails meanwhile and no turn ends. What makes
-an agent another one (its command, environment, memory and the like) is a revision: one session
-tries it, and one that does not start, or answers with an error, is not used. `dormouse agents`
-tells which revision is in force; `dormouse rollout` pauses, aborts and retries.
+A running daemon sees that its file has changed, and puts it into force; no request fails, no turn
+ends, nothing is started anew. What is wrong, or gone, changes nothing: the daemon says so, and goes
+on with what was good, even over a start. What needs a restart of the daemon waits for `dormouse
+config apply`. `dormouse config history` lists what was in force, and `dormouse config rollback`
+goes back. [Changing the config](operations.md#changing-the-config) has the rest.
+
+What makes an agent another one (its command, environment, memory and the like) is a revision: one
+session tries it, and one that does not start, or answers with an error, is not used. With `canary`
+it is tried at once, by a question of yours. `dormouse agents` tells which revision is in force;
+`dormouse rollout` pauses, aborts and retries.
 
 ## What a change comes to
 
@@ -202,7 +207,15 @@ fn every_setting_that_the_manual_leaves_out_can_be_written_as_it_shows() {
     let shown = manual();
     let shown =
         shown.replace("\n# fake = ", "\nfake = ").replace("\n# files.every", "\nfiles.every");
-    let settings = ["memory_gib_month", "currency", "webhook", "command", "endpoint"];
+    let settings = [
+        "memory_gib_month",
+        "currency",
+        "webhook",
+        "command",
+        "endpoint",
+        "canary.text",
+        "canary.expects",
+    ];
     let uncommented = settings
         .iter()
         .fold(shown, |text, name| text.replace(&format!("\n# {name} = "), &format!("\n{name} = ")));

@@ -58,9 +58,9 @@ impl Table for File {
         visitor.table(
             "notify",
             notify,
-            "Who is told, as JSON, when a session is tripped or a message is given up; nobody if \
-             absent. No text of a message is in it. Each is tried five times within three \
-             minutes, and may arrive twice, under one `id`.",
+            "Who is told, as JSON, when a session is tripped, a message is given up or a new \
+             revision is bad; nobody if absent. No text of a message is in it. Each is tried five \
+             times within three minutes, and may arrive twice, under one `id`.",
         );
         visitor.table("files", files, "Where the bytes of uploads and checkpoints are kept.");
         visitor.table(

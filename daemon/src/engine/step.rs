@@ -4,8 +4,8 @@
 //! transaction before the next event is handled. Absent: the commit, and what follows it.
 
 use dormouse_core::command::{Command, Write};
-use dormouse_core::event::{Event, Submission};
-use dormouse_core::id::{MessageId, RequestId, SessionId, Subject};
+use dormouse_core::event::{Event, RolloutRequest, Submission};
+use dormouse_core::id::{AgentName, MessageId, RequestId, SessionId, Subject};
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::Now;
 use dormouse_store::Batch;
@@ -14,10 +14,12 @@ use crate::engine::EngineError;
 use crate::engine::mint::Mint;
 use crate::engine::pending::Pending;
 use crate::engine::request::{Ask, ConfigChange, KeyChange, Reply, Request, Verdict};
+use crate::in_force::InForce;
 
 /// The loop's hands on one batch.
 pub(super) struct Step<'a, 'store> {
     pub(super) now: Now,
+    pub(super) in_force: &'a InForce,
     pub(super) supervisor: &'a mut Supervisor,
     pub(super) mint: &'a mut Mint,
     pub(super) next_request: &'a mut u64,
@@ -91,10 +93,7 @@ impl Step<'_, '_> {
                 let request = self.remember(ask);
                 self.handle(Event::RestoreRequested { request, session, checkpoint, by })
             }
-            Request::Rollout { agent, what, by, ask } => {
-                let request = self.remember(ask);
-                self.handle(Event::RolloutRequested { request, agent, what, by })
-            }
+            Request::Rollout { agent, what, by, ask } => self.steer_rollout(agent, what, by, ask),
             Request::Configure { change, ask } if !has_room => {
                 drop(change);
                 self.pending.replies.push((ask.reply, Verdict::StoreFull));
@@ -117,8 +116,29 @@ impl Step<'_, '_> {
         }
         self.batch.insert_config(&current.record()).map_err(EngineError::Apply)?;
         let (request, setup) = (self.remember(ask), Box::new(current.setup()));
+        self.handle(Event::Configured { request, setup })?;
+        self.ask_canaries(&current, &format!("config {}", current.number))?;
         self.pending.config = Some(Box::new(current));
-        self.handle(Event::Configured { request, setup })
+        Ok(())
+    }
+
+    /// Who lets a revision go on, or wants it tried again, wants its canary asked.
+    fn steer_rollout(
+        &mut self,
+        agent: AgentName,
+        what: RolloutRequest,
+        by: Subject,
+        ask: Ask,
+    ) -> Result<(), EngineError> {
+        let request = self.remember(ask);
+        self.handle(Event::RolloutRequested { request, agent, what, by })?;
+        match what {
+            RolloutRequest::Resume | RolloutRequest::Retry => {
+                let current = self.in_force.now();
+                self.ask_canaries(&current, &format!("at {} ms", self.now.wall.0))
+            }
+            RolloutRequest::Pause | RolloutRequest::Abort => Ok(()),
+        }
     }
 
     fn explain(&self, session: &SessionId) -> Verdict {
@@ -127,7 +147,7 @@ impl Step<'_, '_> {
         Verdict::Explained { turn: session.turn(), holds }
     }
 
-    fn prior(
+    pub(super) fn prior(
         &mut self,
         submission: &Submission,
     ) -> Result<Option<dormouse_core::event::PriorMessage>, EngineError> {
@@ -170,7 +190,7 @@ impl Step<'_, '_> {
         Ok(())
     }
 
-    fn remember(&mut self, ask: Ask) -> RequestId {
+    pub(super) fn remember(&mut self, ask: Ask) -> RequestId {
         *self.next_request += 1;
         let request = RequestId(*self.next_request);
         self.pending.waiting.insert(request, ask);

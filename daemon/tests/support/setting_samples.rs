@@ -89,6 +89,10 @@ fn of_agent(path: &str) -> Option<SampleChange> {
         "files.exclude" => change("[\"*.tmp\"]", "[\"*.tmp\", \"*.log\"]"),
         "env" => change("{ LEVEL = \"1\" }", "{ LEVEL = \"2\", MORE = \"yes\" }"),
         "secrets" => change("[]", "[\"API_KEY\"]"),
+        "canary.text" => change("\"ready?\"", "\"still ready?\""),
+        "canary.expects" => {
+            beside("\"yes\"", "\"ready\"", &[("agents.NAME.canary.text", "\"ready?\"")])
+        }
         "fake" => change("{ reply = \"echo\" }", "{ reply = \"count\", turn_takes_ms = 5 }"),
         _ => return None,
     })
