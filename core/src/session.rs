@@ -35,7 +35,6 @@ use crate::record::{FilesRecord, SessionRecord, StopReason, StoredSession};
 use crate::rollout::{self, Trial};
 use crate::sizing::{self, LearnedMemory};
 use crate::time::{Monotonic, Now, Wall, millis};
-use crate::watchdog::ProgressLimits;
 use instance::{Instance, Link, Stop, Turn};
 use phase::Phase;
 
@@ -337,7 +336,7 @@ impl Session {
                 let next = match &instance.turn {
                     Some(turn) => {
                         let held_until = instance.silent_until(now, policy);
-                        Some(turn.clock.next_change(now, progress_limits(policy), held_until))
+                        Some(turn.clock.next_change(now, turn.limits(policy), held_until))
                     }
                     None if self.queue.is_empty() => instance.idle_at(now, policy),
                     // A message waits for its files, for its pause, or for the bridge, which has
@@ -456,10 +455,6 @@ impl Session {
             );
         }
     }
-}
-
-fn progress_limits(policy: &AgentPolicy) -> ProgressLimits {
-    ProgressLimits { stuck_after: policy.stuck_after, whole_within: policy.turn_within }
 }
 
 fn earliest(one: Option<Monotonic>, other: Option<Monotonic>) -> Option<Monotonic> {

@@ -37,6 +37,14 @@ pub struct ProgressLimits {
 }
 
 impl ProgressLimits {
+    /// Of each the longer one.
+    pub fn widest(self, other: Self) -> Self {
+        Self {
+            stuck_after: self.stuck_after.max(other.stuck_after),
+            whole_within: self.whole_within.max(other.whole_within),
+        }
+    }
+
     fn slow_after(self) -> Duration {
         self.stuck_after / 2
     }

@@ -12,7 +12,7 @@ use crate::record::{SessionRecord, StopReason};
 use crate::session::files::Files;
 use crate::session::phase::Phase;
 use crate::time::{Monotonic, Now};
-use crate::watchdog::ProgressClock;
+use crate::watchdog::{ProgressClock, ProgressLimits};
 
 /// One life of the agent, as far as the daemon knows.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub(super) enum Link {
 pub(super) struct Turn {
     pub(super) id: TurnId,
     pub(super) clock: ProgressClock,
+    /// What it began with; `None`: a daemon that has ended knew.
+    began_with: Option<ProgressLimits>,
     /// Bytes of its text that were passed on.
     pub(super) bytes: u64,
     pub(super) slow_was_told: bool,
@@ -79,7 +81,7 @@ impl Instance {
     /// Every clock starts anew: time without a daemon is not held against the agent.
     pub(super) fn restored(record: &SessionRecord, queue: &Queue, now: Now) -> Self {
         let now = now.monotonic;
-        let turn = queue.leased().map(|(id, _)| Turn::new(id, now));
+        let turn = queue.leased().map(|(id, _)| Turn::new(id, now, None));
         let is_ready = matches!(record.phase, Phase::Awake | Phase::Draining);
         let stop = match record.phase {
             Phase::Stopping => {
@@ -137,7 +139,23 @@ impl Link {
 }
 
 impl Turn {
-    pub(super) fn new(id: TurnId, now: Monotonic) -> Self {
-        Self { id, clock: ProgressClock::started(now), bytes: 0, slow_was_told: false }
+    pub(super) fn new(id: TurnId, now: Monotonic, policy: Option<&AgentPolicy>) -> Self {
+        Self {
+            id,
+            clock: ProgressClock::started(now),
+            began_with: policy.map(limits_in),
+            bytes: 0,
+            slow_was_told: false,
+        }
     }
+
+    /// A limit that was raised helps it; one that was lowered is for the turns after it.
+    pub(super) fn limits(&self, policy: &AgentPolicy) -> ProgressLimits {
+        let now = limits_in(policy);
+        self.began_with.map_or(now, |began_with| began_with.widest(now))
+    }
+}
+
+fn limits_in(policy: &AgentPolicy) -> ProgressLimits {
+    ProgressLimits { stuck_after: policy.stuck_after, whole_within: policy.turn_within }
 }

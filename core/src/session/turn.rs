@@ -21,7 +21,7 @@ use crate::policy::RetrySafety;
 use crate::queue::AfterFailure;
 use crate::record::{MessageRecord, StopReason};
 use crate::session::phase::Phase;
-use crate::session::{Context, Session, Turn, progress_limits};
+use crate::session::{Context, Session, Turn};
 use crate::time::{Monotonic, millis};
 use crate::watchdog::Verdict;
 
@@ -141,7 +141,7 @@ impl Session {
         let generation = self.generation;
         let turn = self.queue.lease_head(generation).expect("the queue is not empty");
         self.retry = None;
-        self.instance_mut().turn = Some(Turn::new(turn, now));
+        self.instance_mut().turn = Some(Turn::new(turn, now, Some(ctx.policy)));
         ctx.effects.write(Write::LeaseDelivery { turn, generation, at: ctx.now.wall });
         self.note(Because::TurnStarted { turn }, ctx);
         ctx.effects.command(Command::DeliverTurn { instance: self.instance_id(), turn });
@@ -357,7 +357,8 @@ impl Session {
         let held_until = instance.silent_until(now, ctx.policy);
         let turn = instance.turn.as_mut().expect("called while a turn runs");
         let id = turn.id;
-        match turn.clock.verdict(now, progress_limits(ctx.policy), held_until) {
+        let limits = turn.limits(ctx.policy);
+        match turn.clock.verdict(now, limits, held_until) {
             Verdict::Fine => {}
             Verdict::Slow { silent } => {
                 if !std::mem::replace(&mut turn.slow_was_told, true) {
@@ -369,7 +370,7 @@ impl Session {
                 self.begin_stop(StopReason::TurnStuck, because, ctx);
             }
             Verdict::TooLong => {
-                let within_ms = millis(ctx.policy.turn_within);
+                let within_ms = millis(limits.whole_within);
                 let because = Because::TurnTooLong { turn: id, within_ms };
                 self.begin_stop(StopReason::TurnTooLong, because, ctx);
             }

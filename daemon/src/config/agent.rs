@@ -286,7 +286,7 @@ impl Table for StartTable {
 pub(super) struct TurnTable {
     pub(super) stuck_after: Setting<Span, Live>,
     /// Told to the bridge with the turn.
-    pub(super) within: Setting<Span, NextTurn>,
+    pub(super) within: Setting<Span, Live>,
     pub(super) attempts: Setting<u32, Live>,
     pub(super) retry: Setting<Retry, Live>,
 }
@@ -320,9 +320,12 @@ impl Default for TurnTable {
 impl Table for TurnTable {
     fn visit(&self, visitor: &mut Visitor) {
         let TurnTable { stuck_after, within, attempts, retry } = self;
-        let words = "A turn that shows no progress for so long is ended, and its agent replaced.";
+        let words = "A turn that shows no progress for so long is ended, and its agent replaced. \
+                     A change that is longer helps a turn that runs; a shorter one is for the \
+                     turns after it.";
         visitor.setting("stuck_after", stuck_after, doc(words));
-        let words = "So is a turn that takes longer than this, whatever progress it shows.";
+        let words = "So is a turn that takes longer than this, whatever progress it shows; of a \
+                     change, the same holds.";
         visitor.setting("within", within, doc(words));
         let words = "How often a message is tried: 1 to 5.";
         visitor.setting("attempts", attempts, doc(words));

@@ -94,11 +94,7 @@ impl Step<'_, '_> {
                 self.handle(Event::RestoreRequested { request, session, checkpoint, by })
             }
             Request::Rollout { agent, what, by, ask } => self.steer_rollout(agent, what, by, ask),
-            Request::Configure { change, ask } if !has_room => {
-                drop(change);
-                self.pending.replies.push((ask.reply, Verdict::StoreFull));
-                Ok(())
-            }
+            // Whatever the floor: it may be what is to be changed.
             Request::Configure { change, ask } => self.configure(*change, ask),
             Request::Redrive { message, by, ask } => self.redrive(message, by, ask, has_room),
             Request::Drop { session, message, is_dead, by, ask } => {

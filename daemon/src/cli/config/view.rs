@@ -158,7 +158,7 @@ mod tests {
             ~
               agents.a.turn.within
               "6h" -> "1h"
-              next turn
+              live
             +
               agents.new
               added
