@@ -88,6 +88,43 @@ fn a_saved_file_comes_into_force_however_it_was_saved_and_nobody_is_interrupted(
 }
 
 #[test]
+fn a_setting_changed_in_the_middle_of_a_stream_leaves_every_byte_of_it() {
+    let daemon = setup();
+    let client = daemon.client();
+    let base = text_of(&daemon);
+    let id = client.submit("scripted/a", &format!("stream-until {}", daemon.path("enough")));
+    daemon.turn_begins("stream-until");
+    for number in 1..20 {
+        let text =
+            format!("{base}turn.attempts = {}\nstop.grace = \"{number}s\"\n", number % 5 + 1);
+        let applied = post(&daemon, "apply", &json!({ "text": text })).expect(200);
+        assert_eq!(applied["is_applied"], true, "{applied}");
+    }
+    daemon.touch("enough");
+    let reply = client.reply(&id);
+    let numbers: Vec<usize> = reply.split_whitespace().map(|n| n.parse().unwrap()).collect();
+    assert_eq!(numbers, (0..numbers.len()).collect::<Vec<_>>());
+    assert_eq!(
+        (client.message(&id)["attempts"].clone(), client.generation("scripted/a")),
+        (json!(1), 1)
+    );
+}
+
+#[test]
+fn comments_order_and_a_new_time_are_no_change() {
+    let daemon = setup();
+    let base = text_of(&daemon);
+    let (head, agent) = base.split_once("[agents").unwrap();
+    let other = format!("# written anew\n[agents{agent}\n\n{head}\n# the end\n");
+    let plan = post(&daemon, "plan", &json!({ "text": other })).expect(200);
+    assert_eq!(plan["changes"], json!([]));
+    fs::write(file_of(&daemon), &base).unwrap();
+    assert!(daemon.cli(&["config", "plan"]).ok().contains("No changes"));
+    assert!(daemon.cli(&["config", "apply"]).ok().contains("Nothing to do"));
+    assert_eq!(in_force(&daemon)["number"], 1);
+}
+
+#[test]
 fn half_a_file_a_wrong_one_and_none_change_nothing() {
     let daemon = setup();
     let file = file_of(&daemon);
