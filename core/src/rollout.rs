@@ -189,9 +189,13 @@ impl Rollout {
         self.standing = Standing::Aborted { by, at };
     }
 
-    /// It is to be tried, by whoever starts next.
+    /// It is not known yet whether the wanted one is good, and nothing keeps it from its trial.
     pub fn waits_for_trial(&self) -> bool {
-        self.standing == Standing::Untried && self.good.is_some() && !self.is_paused
+        let is_open = match self.standing {
+            Standing::Untried | Standing::Trying { .. } => true,
+            Standing::Good | Standing::Bad { .. } | Standing::Aborted { .. } => false,
+        };
+        is_open && self.good.is_some() && !self.is_paused
     }
 
     /// An instance that runs this is to make place for the target, once nothing needs it.
