@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use dormouse_core::event::{AgentState, TurnOutcome};
 use dormouse_core::evidence::Evidence;
 use dormouse_core::id::{BootId, Generation, SessionId, TurnId};
-use dormouse_core::manifest::FilesVersion;
+use dormouse_core::manifest::{FilePath, FilesVersion};
 use serde::{Deserialize, Serialize};
 
 use crate::files::wire::{FilesReport, SyncProblem};
@@ -155,7 +155,8 @@ pub enum ToBridge {
 
 /// What to execute, and how to talk to it. `{port}`, `{session}`, `{key}`, `{workspace}`, and of
 /// the instance's memory limit `{memory_mib}` and `{heap_mib}`, are filled in by the bridge: in
-/// `command`, in the values of `env`, and in the adapter's texts.
+/// `command`, in the values of `env`, in the adapter's texts, and in files. `{secret:NAME}` is
+/// filled in in files and headers alone, so that no secret comes into arguments.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Launch {
     /// Program and arguments; the program is looked up in the `PATH` of `env`.
@@ -170,6 +171,23 @@ pub struct Launch {
     /// The share of the memory limit that `{heap_mib}` is.
     #[serde(default = "heap_percent_default")]
     pub heap_percent: u32,
+    /// Written into the workspace before the agent is executed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<RenderedFile>,
+    /// What `{secret:NAME}` stands for, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, Secret>,
+}
+
+/// A file of the agent's that Dormouse writes: its config, as a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenderedFile {
+    /// Below the workspace.
+    pub path: FilePath,
+    /// With fields to be filled in.
+    pub text: Secret,
+    /// The permissions, as chmod has them.
+    pub mode: u32,
 }
 
 /// A runtime needs memory beside its heap: code, stacks, buffers, and the programs it starts.

@@ -1,8 +1,8 @@
 //! From the welcome that says so to an agent that runs.
 //!
 //! Owner: `instance`, a part of which this is. Invariants: an agent is executed once per bridge;
-//! whatever fails here is an end with evidence like any other. Absent: turns, and what the program
-//! is given between fork and exec (`child`).
+//! whatever fails here is an end with evidence like any other; its files are there before it is.
+//! Absent: turns, and what the program is given between fork and exec (`child`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,11 +19,12 @@ use crate::child::{Process, Program, SpawnError};
 use crate::ending::{FAR_AWAY, Phase};
 use crate::frames::{Adapter, Launch};
 use crate::instance::Instance;
+use crate::render;
 use crate::rundir::{AgentRecord, ProcessMark};
 use crate::template;
 
 impl Instance {
-    pub(crate) fn on_launch(&mut self, launch: Launch) {
+    pub(crate) fn on_launch(&mut self, mut launch: Launch) {
         self.orphan_limit = Duration::from_millis(launch.orphan_limit_ms).min(FAR_AWAY);
         let memory_limit_bytes = self.spec.memory_limit_bytes;
         if let Some(field) =
@@ -35,7 +36,7 @@ impl Instance {
             Ok(port) => port,
             Err(error) => return self.launch_failed(&format!("no free port: {error}")),
         };
-        let workspace = launch.workspace.clone();
+        let (workspace, secrets) = (launch.workspace.clone(), std::mem::take(&mut launch.secrets));
         let session = self.spec.session.clone();
         let fields = template::Fields {
             port,
@@ -43,8 +44,14 @@ impl Instance {
             workspace: &workspace,
             memory_limit_bytes,
             heap_percent: launch.heap_percent,
+            secrets: &secrets,
         };
-        let launch = fields.fill_launch(launch);
+        let mut launch = fields.fill_launch(launch);
+        let files = std::mem::take(&mut launch.files);
+        self.files.keep_out(files.iter().map(|file| file.path.clone()));
+        if let Err(error) = render::render(&workspace, &files) {
+            return self.launch_failed(&error.to_string());
+        }
         let adapter = launch.adapter.clone();
         self.launch = Some(launch);
         self.launched_at = Some(Instant::now());

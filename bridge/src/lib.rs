@@ -29,6 +29,7 @@ mod log;
 mod oom;
 mod output_file;
 mod reaper;
+mod render;
 mod reply;
 mod run;
 pub mod rundir;

@@ -1,16 +1,17 @@
 //! Fills `{port}`, `{session}`, `{key}`, `{workspace}`, `{memory_mib}` and `{heap_mib}` into what a
-//! launch says.
+//! launch says, and `{secret:NAME}` where nobody else reads it.
 //!
 //! Owner: `adapter`, once per launch. Invariants: a filled-in value is never looked at again, so
 //! nothing in it can name another field; a field that is not known here stays as it is written.
 //! Absent: where the values come from, other than the port.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 
 use dormouse_core::id::SessionId;
 
-use crate::frames::{Adapter, Launch, Secret};
+use crate::frames::{Adapter, Launch, RenderedFile, Secret};
 
 const PORT: &str = "{port}";
 /// The fields that need a memory limit.
@@ -24,6 +25,17 @@ pub(crate) struct Fields<'a> {
     pub(crate) memory_limit_bytes: Option<u64>,
     /// How much of that limit a runtime's own heap may take.
     pub(crate) heap_percent: u32,
+    pub(crate) secrets: &'a BTreeMap<String, Secret>,
+}
+
+/// Where a template stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Within {
+    /// Arguments and the like, which others can read.
+    Open,
+    Private,
+    /// Within quotes of JSON, where a value may not end them.
+    PrivateJson,
 }
 
 impl Fields<'_> {
@@ -45,14 +57,34 @@ impl Fields<'_> {
         Some(u64::try_from(share >> 20).unwrap_or(u64::MAX).max(1))
     }
 
+    /// As it stands in the text.
+    fn value_within(&self, name: &str, within: Within) -> Option<String> {
+        let secret = name.strip_prefix("secret:").filter(|_| within != Within::Open);
+        let value = match secret {
+            Some(secret) => self.secrets.get(secret).map(|value| value.0.clone()),
+            None => self.value(name),
+        }?;
+        Some(match within {
+            Within::Open | Within::Private => value,
+            Within::PrivateJson => {
+                let quoted = serde_json::Value::from(value).to_string();
+                quoted[1..quoted.len() - 1].to_owned()
+            }
+        })
+    }
+
     fn fill(&self, template: &str) -> String {
+        self.fill_within(template, Within::Open)
+    }
+
+    fn fill_within(&self, template: &str, within: Within) -> String {
         let mut filled = String::with_capacity(template.len());
         let mut rest = template;
         while let Some(open) = rest.find('{') {
             let (before, from_open) = rest.split_at(open);
             filled.push_str(before);
             let name = from_open[1..].split_once('}').map(|(name, _)| name);
-            match name.and_then(|name| Some((name, self.value(name)?))) {
+            match name.and_then(|name| Some((name, self.value_within(name, within)?))) {
                 Some((name, value)) => {
                     filled.push_str(&value);
                     rest = &from_open[name.len() + 2..];
@@ -71,6 +103,20 @@ impl Fields<'_> {
         Secret(self.fill(&template.0))
     }
 
+    fn fill_private(&self, template: &Secret) -> Secret {
+        Secret(self.fill_within(&template.0, Within::Private))
+    }
+
+    fn fill_file(&self, file: RenderedFile) -> RenderedFile {
+        let RenderedFile { path, text, mode } = file;
+        let kinds = [".json", ".jsonc", ".json5"];
+        let within = match kinds.iter().any(|kind| path.as_str().ends_with(kind)) {
+            true => Within::PrivateJson,
+            false => Within::Private,
+        };
+        RenderedFile { text: Secret(self.fill_within(&text.0, within)), path, mode }
+    }
+
     /// The launch with every template of it filled in.
     pub(crate) fn fill_launch(&self, launch: Launch) -> Launch {
         Launch {
@@ -83,11 +129,12 @@ impl Fields<'_> {
                     model: model.map(|model| self.fill(&model)),
                     headers: headers
                         .into_iter()
-                        .map(|(name, value)| (name, self.fill_secret(&value)))
+                        .map(|(name, value)| (name, self.fill_private(&value)))
                         .collect(),
                 },
                 plain @ (Adapter::Exec | Adapter::Jsonl { .. }) => plain,
             },
+            files: launch.files.into_iter().map(|file| self.fill_file(file)).collect(),
             ..launch
         }
     }
@@ -116,6 +163,7 @@ fn mentions(launch: &Launch, field: &str) -> bool {
     in_adapter
         || launch.command.iter().any(|part| part.contains(field))
         || launch.env.values().any(|value| value.0.contains(field))
+        || launch.files.iter().any(|file| file.text.0.contains(field))
 }
 
 /// A loopback port that nobody listens on. Nothing keeps it free until the agent takes it; the
@@ -126,8 +174,6 @@ pub(crate) fn free_port() -> std::io::Result<u16> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -137,6 +183,11 @@ mod tests {
         fields(&session, Some(100 << 20)).fill(template)
     }
 
+    fn no_secrets() -> &'static BTreeMap<String, Secret> {
+        static NONE: BTreeMap<String, Secret> = BTreeMap::new();
+        &NONE
+    }
+
     fn fields(session: &SessionId, memory_limit_bytes: Option<u64>) -> Fields<'_> {
         Fields {
             port: Some(4711),
@@ -144,6 +195,7 @@ mod tests {
             workspace: Path::new("/w/{port}"),
             memory_limit_bytes,
             heap_percent: 75,
+            secrets: no_secrets(),
         }
     }
 
@@ -157,6 +209,26 @@ mod tests {
     #[test]
     fn a_filled_in_value_is_not_filled_again() {
         assert_eq!(fill("{workspace}/x"), "/w/{port}/x");
+    }
+
+    #[test]
+    fn secrets_are_for_files_and_headers_and_end_no_quotes() {
+        let session: SessionId = "python/tom".parse().unwrap();
+        let secret = "s\"}{key}".to_owned();
+        let secrets = BTreeMap::from([("KEY".to_owned(), Secret(secret.clone()))]);
+        let fields = Fields { secrets: &secrets, ..fields(&session, None) };
+        let text = "{\"k\": \"{secret:KEY}\", \"of\": \"{key}\", \"x\": \"{secret:NO}\"}";
+        let file = |path: &str| {
+            let (path, text) = (path.parse().unwrap(), Secret(text.into()));
+            fields.fill_file(RenderedFile { path, text, mode: 0o600 }).text.0
+        };
+        let json: serde_json::Value = serde_json::from_str(&file("c/openclaw.json")).unwrap();
+        assert_eq!((json["k"].as_str(), json["of"].as_str()), (Some(secret.as_str()), Some("tom")));
+        assert_eq!(json["x"], "{secret:NO}");
+        assert!(file("a.conf").contains(&format!(": \"{secret}\"")));
+        assert_eq!(fields.fill("{secret:KEY}"), "{secret:KEY}", "never in an argument");
+        let launch = Launch { secrets: secrets.clone(), ..launch("{secret:KEY}", "http://h", "") };
+        assert!(!format!("{launch:?}").contains("s\""));
     }
 
     #[test]
@@ -192,6 +264,8 @@ mod tests {
             },
             orphan_limit_ms: 1,
             heap_percent: 75,
+            files: Vec::new(),
+            secrets: BTreeMap::new(),
         }
     }
 

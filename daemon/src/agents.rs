@@ -8,39 +8,38 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use dormouse_bridge::frames::{Adapter, Launch, Secret};
+use dormouse_bridge::frames::{Adapter, Launch, RenderedFile, Secret};
 use dormouse_core::id::{InstanceId, RevisionNumber, SessionId};
 use dormouse_core::time::millis;
 
+use crate::config::render::Rendered;
 use crate::config::{AdapterSetting, Agent, DriverKind};
 use crate::in_force::InForce;
+use crate::secrets::{SecretError, Secrets};
 
 /// Where programs are looked up when dormouse itself has no PATH.
 const PATH_FALLBACK: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const SECRET_BYTES_MAX: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LaunchError {
     #[error("its agent is not in the config")]
     NotConfigured,
-    #[error("the secret {name} is neither in the environment nor in {}", folder.display())]
-    SecretMissing { name: String, folder: PathBuf },
-    #[error("the secret {name} could not be read from {}", path.display())]
-    SecretUnreadable { name: String, path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Secret(#[from] SecretError),
 }
 
 #[derive(Debug)]
 pub(crate) struct Agents {
     in_force: InForce,
-    secrets_folder: PathBuf,
+    secrets: Secrets,
     examples_folder: PathBuf,
 }
 
 impl Agents {
     pub(crate) fn new(in_force: InForce, data: &Path) -> Self {
         Self {
+            secrets: Secrets::new(in_force.clone(), data),
             in_force,
-            secrets_folder: data.join("secrets"),
             examples_folder: data.join("examples"),
         }
     }
@@ -69,7 +68,48 @@ impl Agents {
             adapter: self.adapter(&agent.adapter),
             orphan_limit_ms: millis(current.config().orphan_limit),
             heap_percent: agent.heap_percent,
+            files: agent.render.iter().map(rendered).collect(),
+            secrets: self.named_secrets(agent, instance)?,
         })
+    }
+
+    /// For `{secret:NAME}`.
+    fn named_secrets(
+        &self,
+        agent: &Agent,
+        instance: &InstanceId,
+    ) -> Result<BTreeMap<String, Secret>, LaunchError> {
+        let named = agent.named_secrets.iter();
+        let value = |name: &String| {
+            let value = self.secrets.of(instance, name)?;
+            Ok((name.clone(), Secret(value)))
+        };
+        named.map(value).collect()
+    }
+
+    pub(crate) fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
+    /// Whether a command has to be asked for secrets before this instance can be launched.
+    pub(crate) fn must_fetch(&self, instance: &InstanceId, revision: RevisionNumber) -> bool {
+        let current = self.in_force.now();
+        let agent = current.agent_in(instance.session.agent(), revision);
+        agent.is_some_and(|agent| self.secrets.must_fetch(instance, secrets_of(agent)))
+    }
+
+    /// Asks it; what it gives is kept until the instance is over.
+    pub(crate) async fn fetch(
+        &self,
+        instance: &InstanceId,
+        revision: RevisionNumber,
+    ) -> Result<(), SecretError> {
+        let names = {
+            let current = self.in_force.now();
+            let agent = current.agent_in(instance.session.agent(), revision);
+            agent.map(|agent| secrets_of(agent).cloned().collect()).unwrap_or_default()
+        };
+        self.secrets.fetch(instance, &names).await
     }
 
     /// `{examples}` is known here; the rest of the fields only where the agent runs.
@@ -106,34 +146,9 @@ impl Agents {
             env.insert(name.clone(), Secret(self.with_examples(value)));
         }
         for name in &agent.secrets {
-            env.insert(name.clone(), Secret(self.secret(name)?));
+            env.insert(name.clone(), Secret(self.secrets.of(instance, name)?));
         }
         Ok(env)
-    }
-
-    /// From the folder first: a file there is a decision, a variable may be an accident.
-    pub(crate) fn secret(&self, name: &str) -> Result<String, LaunchError> {
-        let path = self.secrets_folder.join(name);
-        let unreadable = |source| LaunchError::SecretUnreadable {
-            name: name.to_owned(),
-            path: path.clone(),
-            source,
-        };
-        match std::fs::metadata(&path) {
-            Ok(file) if file.len() <= SECRET_BYTES_MAX => {
-                let text = std::fs::read_to_string(&path).map_err(unreadable)?;
-                Ok(text.trim_end_matches(['\n', '\r']).to_owned())
-            }
-            Ok(_) => Err(unreadable(std::io::Error::other("it is larger than 64 KiB"))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let missing = || LaunchError::SecretMissing {
-                    name: name.to_owned(),
-                    folder: self.secrets_folder.clone(),
-                };
-                std::env::var(name).ok().filter(|value| !value.is_empty()).ok_or_else(missing)
-            }
-            Err(error) => Err(unreadable(error)),
-        }
     }
 
     fn adapter(&self, setting: &AdapterSetting) -> Adapter {
@@ -163,13 +178,21 @@ impl Agents {
         {
             lacks.push(format!("the program '{program}' is not installed, or not in PATH"));
         }
-        for name in &agent.secrets {
-            if let Err(error) = self.secret(name) {
-                lacks.push(error.to_string());
-            }
+        for name in secrets_of(agent) {
+            lacks.extend(self.secrets.lacks(name).map(|error| error.to_string()));
         }
         lacks
     }
+}
+
+fn rendered(file: &Rendered) -> RenderedFile {
+    let Rendered { path, text, mode } = file;
+    RenderedFile { path: path.clone(), text: Secret(text.clone()), mode: *mode }
+}
+
+/// All that it may have, in its environment or elsewhere.
+fn secrets_of(agent: &Agent) -> impl Iterator<Item = &String> {
+    agent.secrets.iter().chain(&agent.named_secrets)
 }
 
 /// As the bridge will look it up.

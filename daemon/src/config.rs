@@ -19,17 +19,19 @@ mod policies;
 mod prices;
 #[cfg(test)]
 mod reference;
+pub(crate) mod render;
 pub(crate) mod revision;
 #[cfg(test)]
 mod samples_test;
 pub(crate) mod schema;
+pub(crate) mod secrets;
 pub(crate) mod setting;
 mod suggestion;
 mod tables;
 pub(crate) mod units;
 mod value;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -48,6 +50,8 @@ pub(crate) use flat::Effective;
 use policies::{breaker_of, heap_follows, memory_of, policy_of};
 pub(crate) use prices::Prices;
 use prices::prices_of;
+use render::Rendered;
+use secrets::SecretsSetting;
 pub(crate) use tables::File;
 use tables::WhenNoCgroup;
 pub(crate) use value::written;
@@ -72,6 +76,7 @@ pub(crate) struct Config {
     pub(crate) disk_floor_bytes: u64,
     pub(crate) gate: GateLimits,
     pub(crate) notify: Vec<Target>,
+    pub(crate) secrets: SecretsSetting,
     pub(crate) files: FilesSetting,
     pub(crate) s3: S3Setting,
     pub(crate) agents: BTreeMap<AgentName, Agent>,
@@ -96,6 +101,9 @@ pub(crate) struct Agent {
     pub(crate) heap_percent: u32,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) secrets: Vec<String>,
+    /// Those that stand in files and headers, and not in its environment.
+    pub(crate) named_secrets: BTreeSet<String>,
+    pub(crate) render: Vec<Rendered>,
     pub(crate) inputs: Vec<Input>,
     pub(crate) checkpoint: CheckpointPolicy,
     pub(crate) canary: Option<CanaryTurn>,
@@ -126,6 +134,8 @@ pub(crate) struct Loaded {
     pub(crate) folder: PathBuf,
     /// `None`: the text that is built in.
     pub(crate) path: Option<PathBuf>,
+    /// Files that were read beside it.
+    pub(crate) templates: Vec<PathBuf>,
 }
 
 /// A text that was read, and is right.
@@ -136,6 +146,8 @@ pub(crate) struct Parsed {
     /// What it comes to.
     pub(crate) config: Config,
     pub(crate) fake_scripts: FakeScripts,
+    /// Files that were read beside it.
+    pub(crate) templates: Vec<PathBuf>,
 }
 
 /// Reads the file that was named, else `dormouse.toml` beside the user, else the built-in text.
@@ -148,9 +160,9 @@ pub(crate) fn load(named: Option<&Path>) -> Result<Loaded, ConfigError> {
 /// A text that stands, or may come to stand, in the file at `path`.
 pub(crate) fn load_text(text: String, path: Option<PathBuf>) -> Result<Loaded, ConfigError> {
     let named = path.as_deref().unwrap_or(Path::new(BUILT_IN));
-    let Parsed { config, fake_scripts, file } = parse_whole(&text, named)?;
+    let Parsed { config, fake_scripts, file, templates } = parse_whole(&text, named)?;
     let folder = folder_of(named);
-    on_this_machine(Loaded { config, fake_scripts, file, text, folder, path })
+    on_this_machine(Loaded { config, fake_scripts, file, text, folder, path, templates })
 }
 
 /// What the environment and the machine say goes over what is written.
@@ -166,12 +178,12 @@ fn on_this_machine(mut loaded: Loaded) -> Result<Loaded, ConfigError> {
 impl Loaded {
     /// With every setting that needs a restart of the daemon as it is in `before`.
     pub(crate) fn holding_back(self, before: &File) -> Result<Self, ConfigError> {
-        let Loaded { file, text, folder, path, .. } = self;
+        let Loaded { file, text, folder, path, templates, .. } = self;
         let file = file.holding_back(before);
         let named = path.as_deref().unwrap_or(Path::new(BUILT_IN));
         let (config, fake_scripts) = config_of(file.clone(), &folder)
             .map_err(|problem| ConfigError::of_setting(problem, &text, named))?;
-        on_this_machine(Self { config, fake_scripts, file, text, folder, path })
+        on_this_machine(Self { config, fake_scripts, file, text, folder, path, templates })
     }
 }
 
@@ -233,11 +245,13 @@ pub(crate) fn parse_whole(text: &str, path: &Path) -> Result<Parsed, ConfigError
         // A file that is being written anew looks like that for a moment.
         return Err(ConfigError::Empty { path: path.to_owned() });
     }
-    let file: File =
+    let mut file: File =
         toml::from_str(text).map_err(|error| ConfigError::of_parser(&error, text, path))?;
-    let (config, fake_scripts) = config_of(file.clone(), &folder_of(path))
-        .map_err(|problem| ConfigError::of_setting(problem, text, path))?;
-    Ok(Parsed { file, config, fake_scripts })
+    let folder = folder_of(path);
+    let wrong = |problem| ConfigError::of_setting(problem, text, path);
+    let templates = file.read_templates(&folder).map_err(wrong)?;
+    let (config, fake_scripts) = config_of(file.clone(), &folder).map_err(wrong)?;
+    Ok(Parsed { file, config, fake_scripts, templates })
 }
 
 /// What is relative is relative to the file, or for the built-in text to where we are.
@@ -250,6 +264,7 @@ fn config_of(file: File, folder: &Path) -> Result<(Config, FakeScripts), Problem
     check_node(&file)?;
     let prices = prices_of(file.prices)?;
     let notify = notify::targets_of(file.notify)?;
+    let secrets = secrets::secrets_of(file.secrets, folder)?;
     let files = files::files_of(file.files, folder)?;
     let s3 = files::s3_of(file.s3)?;
     let mut agents = BTreeMap::new();
@@ -284,6 +299,7 @@ fn config_of(file: File, folder: &Path) -> Result<(Config, FakeScripts), Problem
             connections: *file.limits.connections,
         },
         notify,
+        secrets,
         files,
         s3,
         agents,
@@ -336,6 +352,8 @@ pub(crate) fn agent_of(table: AgentTable, folder: &Path) -> Result<Agent, Proble
     policy.memory = memory_of(*table.memory, *table.memory_ceiling)?;
     policy.breaker = breaker_of(&table.restart)?;
     let inputs = files::inputs_of(table.inputs.into_value(), folder)?;
+    let render = render::rendered_of(table.render.into_value(), &inputs)?;
+    let named_secrets = named_secrets(&render, &adapter)?;
     let (kept, checkpoint) = files::kept_of(table.files, &inputs, driver, &adapter)?;
     policy.files = kept;
     let canary = canary_of(table.canary)?;
@@ -348,11 +366,34 @@ pub(crate) fn agent_of(table: AgentTable, folder: &Path) -> Result<Agent, Proble
         heap_percent: table.heap.0,
         env: table.env.into_value().0,
         secrets: table.secrets.into_value(),
+        named_secrets,
+        render,
         inputs,
         checkpoint,
         canary,
         policy,
     })
+}
+
+fn named_secrets(
+    render: &[Rendered],
+    adapter: &AdapterSetting,
+) -> Result<BTreeSet<String>, Problem> {
+    let in_files = render.iter().map(|file| render::secrets_in(&file.text));
+    let mut named = BTreeSet::new();
+    for names in in_files.flatten() {
+        named.extend(names);
+    }
+    if let AdapterSetting::Openai { headers, .. } = adapter {
+        for (name, value) in headers {
+            let names = render::secrets_in(value).map_err(|secret| {
+                let setting = format!("adapter.headers.{}", location::quoted(name));
+                problem(&setting, format!("{{secret:{secret}}} names no secret"))
+            })?;
+            named.extend(names);
+        }
+    }
+    Ok(named)
 }
 
 fn canary_of(table: CanaryTable) -> Result<Option<CanaryTurn>, Problem> {

@@ -17,6 +17,7 @@
 mod canary;
 pub(crate) mod clock;
 pub(crate) mod hands;
+mod launching;
 pub(crate) mod mint;
 mod pending;
 pub(crate) mod request;

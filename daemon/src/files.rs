@@ -35,6 +35,7 @@ use crate::api::Readers;
 use crate::config::Config;
 use crate::config::files::{FilesPlace, S3Setting};
 use crate::in_force::InForce;
+use crate::secrets::Secrets;
 use listing::Listed;
 
 /// Why the store of files cannot be used.
@@ -68,7 +69,7 @@ impl Files {
     ) -> Result<Self, OpenError> {
         let current = in_force.now();
         let config = current.config();
-        let server = object_server(&config.s3, agents);
+        let server = object_server(&config.s3, agents.secrets()).await;
         let blobs = match &config.files.store {
             None => BlobStore::in_folder(&data.join("blobs")).await?,
             Some(FilesPlace::Folder(folder)) => BlobStore::in_folder(folder).await?,
@@ -146,16 +147,18 @@ impl Files {
     }
 }
 
-fn object_server(setting: &S3Setting, agents: &Agents) -> ObjectServer {
-    let secret = |name: &str| agents.secret(name).ok();
-    let credentials = secret(&setting.access_key_id).zip(secret(&setting.secret_access_key));
+async fn object_server(setting: &S3Setting, secrets: &Secrets) -> ObjectServer {
+    let secret = async |name: &str| secrets.get(name).await.ok();
+    let access_key_id = secret(&setting.access_key_id).await;
+    let credentials = access_key_id.zip(secret(&setting.secret_access_key).await);
+    let session_token = secret(&setting.session_token).await;
     ObjectServer {
         endpoint: setting.endpoint.clone(),
         region: setting.region.clone(),
         credentials: credentials.map(|(access_key_id, secret_access_key)| ObjectCredentials {
             access_key_id,
             secret_access_key,
-            session_token: secret(&setting.session_token),
+            session_token,
         }),
         allow_http: setting.allow_http,
         certificates_pem: None,

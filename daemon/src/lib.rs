@@ -3,7 +3,7 @@
 //! Read on in this order: `cli` (commands) → `run` (the daemon from first line to last) → `engine`
 //! (the one loop) → `dormouse_core::supervisor` → `dormouse_core::session`. Beside them: `api`
 //! (HTTP), `hub` (who waits for what), `foreign` (why something ended that Dormouse does not run),
-//! `config` with `in_force`, `agents`, `keys`, `gate`, `outcomes` with
+//! `config` with `in_force`, `agents`, `secrets`, `keys`, `gate`, `outcomes` with
 //! `metrics` and `notify`, `machine`, `server`.
 //!
 //! Owner: the process. Invariant: a bridge is this same program, and nothing of the daemon is set
@@ -31,6 +31,7 @@ mod reload;
 mod report;
 mod revisions;
 mod run;
+mod secrets;
 mod server;
 
 use std::process::ExitCode;

@@ -164,7 +164,8 @@ impl Reload {
             self.parts.files.check_sources(&loaded.config)?;
             written::write(loaded.path.clone(), loaded.text.clone()).await?;
         }
-        if waits || loaded.text == current.loaded.text {
+        let changes_something = plan.changes.len() > held.len();
+        if waits || (loaded.text == current.loaded.text && !changes_something) {
             return Ok(Outcome { number, plan, held, is_applied: false });
         }
         let loaded = match held.is_empty() {

@@ -51,7 +51,9 @@ impl Revisions {
             let of_agent: Vec<_> = kept.iter().filter(|record| record.agent == *name).collect();
             let settings = table.revision_part().to_string();
             let digest = digest_of(&settings);
-            let same = of_agent.iter().find(|record| record.digest == digest);
+            let by_digest = of_agent.iter().find(|record| record.digest == digest);
+            let same = by_digest
+                .or_else(|| of_agent.iter().rev().find(|record| is_same(table, record, &settings)));
             let wanted = match same {
                 Some(record) => record.number,
                 None => {
@@ -127,6 +129,15 @@ fn digest_of(settings: &str) -> String {
     Sha256::digest(settings).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// It was kept by a version that did not have every setting of today, and those have their
+/// defaults.
+fn is_same(table: &AgentTable, record: &RevisionRecord, settings: &str) -> bool {
+    let part = serde_json::from_str(&record.settings).ok();
+    let table = part.and_then(|part| table.with_revision_part(&part).ok());
+    let again = table.map(|table| table.revision_part().to_string());
+    again.as_deref() == Some(settings)
+}
+
 /// `None`: it cannot be run any more, which is said.
 fn older_agent(table: &AgentTable, record: &RevisionRecord, folder: &Path) -> Option<Agent> {
     let refuse = |why: String| {
@@ -169,6 +180,19 @@ mod tests {
         let (revisions, fresh) = of("command = [\"one\"]", &kept);
         assert!(fresh.is_empty());
         assert_eq!(revisions.setups().values().next().unwrap().wanted, RevisionNumber(1));
+    }
+
+    #[test]
+    fn a_setting_that_is_new_in_this_version_makes_no_revision() {
+        let (_, mut kept) = of("command = [\"one\"]", &[]);
+        let mut settings: serde_json::Value = serde_json::from_str(&kept[0].settings).unwrap();
+        settings.as_object_mut().unwrap().remove("pids").unwrap();
+        kept[0].settings = settings.to_string();
+        kept[0].digest = digest_of(&kept[0].settings);
+        let (revisions, fresh) = of("command = [\"one\"]", &kept);
+        assert!(fresh.is_empty());
+        assert_eq!(revisions.setups().values().next().unwrap().wanted, RevisionNumber(1));
+        assert_eq!(of("command = [\"one\"]\npids = 7", &kept).1.len(), 1);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dormouse_core::id::{InstanceId, TurnId};
-use dormouse_core::manifest::FilesVersion;
+use dormouse_core::manifest::{FilePath, FilesVersion};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -43,6 +43,8 @@ pub(crate) struct Desk {
     /// Known from the first sync on.
     place: Option<Place>,
     policy: CheckpointPolicy,
+    /// Files of Dormouse's own, which may hold secrets: they are in no checkpoint.
+    kept_out: Vec<FilePath>,
     applied: Option<FilesVersion>,
     /// A sync got to its end in this life; whether the workspace is whole now, its marker knows.
     was_synced: bool,
@@ -108,12 +110,17 @@ pub(crate) enum FromFiles {
 }
 
 impl Desk {
+    pub(crate) fn keep_out(&mut self, paths: impl Iterator<Item = FilePath>) {
+        self.kept_out = paths.collect();
+    }
+
     pub(crate) fn new(instance: InstanceId, token: Secret) -> Self {
         Self {
             instance,
             token,
             place: None,
             policy: CheckpointPolicy::default(),
+            kept_out: Vec::new(),
             applied: None,
             was_synced: false,
             job: None,
@@ -224,7 +231,10 @@ impl Desk {
             Reason::Turn(turn) => Some(turn),
             Reason::Clock | Reason::End => None,
         };
-        let order = checkpoint::Order { policy: self.policy.clone(), turn, until };
+        let mut policy = self.policy.clone();
+        // With a slash at its beginning, a pattern is the path from the workspace's root.
+        policy.exclude.extend(self.kept_out.iter().map(|path| format!("/{path}")));
+        let order = checkpoint::Order { policy, turn, until };
         let work = tokio::spawn(checkpoint::take(workspace, server, order));
         self.job = Some(Job::new(Work::Checkpoint(reason, work), Arc::default()));
         self.set_clock();

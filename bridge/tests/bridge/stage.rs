@@ -168,6 +168,8 @@ impl Stage {
             adapter,
             orphan_limit_ms: 60_000,
             heap_percent: 75,
+            files: Vec::new(),
+            secrets: BTreeMap::new(),
         }
     }
 

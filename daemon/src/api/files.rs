@@ -101,9 +101,7 @@ pub(crate) async fn put(
     let expected = sha256.map(|text| text.parse::<Sha256Hash>()).transpose().map_err(|error| {
         Problem::bad_request(format!("sha256: {error}"), "`sha256sum FILE` prints it")
     })?;
-    if api.current().agent(session.agent()).is_none() {
-        return Err(Problem::refused(&dormouse_core::command::Refusal::UnknownAgent));
-    }
+    check_place(&api, &session, &path)?;
     let view = view_of(&api, &caller, &session).await?;
     let tree = match &view {
         Some(view) => api.files.tree(view).await?,
@@ -141,9 +139,7 @@ pub(crate) async fn attach(
     if attached.is_empty() {
         return Ok(Vec::new());
     }
-    if api.current().agent(session.agent()).is_none() {
-        return Err(Problem::refused(&dormouse_core::command::Refusal::UnknownAgent));
-    }
+    attached.iter().try_for_each(|file| check_place(api, session, &file.path))?;
     let mut tree = match &view_of(api, caller, session).await? {
         Some(view) => api.files.tree(view).await?.entries(),
         None => Vec::new(),
@@ -167,6 +163,28 @@ pub(crate) async fn attach(
     Manifest::new(tree).map_err(|error| does_not_fit(&error))?;
     batch.commit().await.map_err(|error| blob_problem(&error))?;
     Ok(attachments)
+}
+
+/// A sender writes beside what the operator has written for the agent, never in its place.
+fn check_place(api: &Api, session: &SessionId, path: &FilePath) -> Result<(), Problem> {
+    let current = api.current();
+    let Some(agent) = current.agent(session.agent()) else {
+        return Err(Problem::refused(&dormouse_core::command::Refusal::UnknownAgent));
+    };
+    let is_below = |one: &FilePath, other: &FilePath| {
+        let rest = one.as_str().strip_prefix(other.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let is_taken = |taken: &FilePath| is_below(path, taken) || is_below(taken, path);
+    match agent.render.iter().find(|file| is_taken(&file.path)) {
+        None => Ok(()),
+        Some(file) => Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "does_not_fit",
+            format!("{} is written by the agent's config", file.path),
+            "choose another name",
+        )),
+    }
 }
 
 fn does_not_fit(error: &ManifestError) -> Problem {

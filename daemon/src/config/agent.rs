@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::files::{AgentFilesTable, InputTable};
+use super::render::RenderTable;
 use super::setting::{Live, NextStart, NextTurn, Setting, Table, Visitor, doc};
 use super::units::{Percent, Size, Span};
 use super::value::{Environment, Value, choice_of, object_of};
@@ -101,6 +102,7 @@ pub(crate) struct AgentTable {
     pub(super) files: AgentFilesTable,
     pub(super) env: Setting<Environment, NextStart>,
     pub(super) secrets: Setting<Vec<String>, NextStart>,
+    pub(super) render: Setting<Vec<RenderTable>, NextStart>,
     pub(super) canary: CanaryTable,
     /// The part that the fake driver plays.
     pub(super) fake: Setting<Option<FakeScript>, NextStart>,
@@ -125,6 +127,7 @@ impl Default for AgentTable {
             files: AgentFilesTable::default(),
             env: Environment::default().into(),
             secrets: Vec::new().into(),
+            render: Vec::new().into(),
             canary: CanaryTable::default(),
             fake: None.into(),
         }
@@ -150,6 +153,7 @@ impl Table for AgentTable {
             files,
             env,
             secrets,
+            render,
             canary,
             fake,
         } = self;
@@ -172,6 +176,7 @@ impl Table for AgentTable {
         visitor.table("files", files, words::FILES);
         visitor.setting("env", env, doc(words::ENV));
         visitor.setting("secrets", secrets, doc(words::SECRETS));
+        visitor.setting("render", render, doc(words::RENDER));
         visitor.table("canary", canary, words::CANARY);
         let example = "{ reply = \"count\", turn_takes_ms = 1000 }";
         visitor.setting("fake", fake, doc(words::FAKE).example(example));
@@ -214,9 +219,16 @@ mod words {
         it is lost.";
     pub(super) const ENV: &str = "Environment of the agent, besides PATH, LANG, HOME (its \
         workspace) and DORMOUSE_SESSION.";
-    pub(super) const SECRETS: &str = "Names of secrets for its environment. The values come from \
-        the environment of dormouse, or from files of that name in the folder secrets/ of the \
-        data folder; never from here.";
+    pub(super) const SECRETS: &str = "Names of secrets for its environment. Where the values come \
+        from, [secrets] says; they never stand here. A secret that is only named as \
+        {secret:NAME}, in `render` or in the adapter's headers, is not in the environment.";
+    pub(super) const RENDER: &str = "Files that are written into its workspace before each start: \
+        its own config, as a rule. The text stands in a file `from` (relative to this one) or in \
+        `text`; besides the fields of `command`, {secret:NAME} is filled in, and in files called \
+        *.json everything that is filled in is escaped for the inside of quotes. For example \
+        [{ path = \".agent/config.json\", from = \"agent.json\", mode = \"0600\" }]. A changed \
+        text is a new revision; what the agent itself writes there is gone with the next start. \
+        These files are in no checkpoint.";
     pub(super) const CANARY: &str = "With a `text`, a new revision is tried by the session \
         AGENT/canary alone: it is asked this as soon as the config is in force, and the revision \
         is good once it has answered. Without, the next session that starts tries it.";

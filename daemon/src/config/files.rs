@@ -63,6 +63,15 @@ pub(crate) struct Input {
     pub(crate) has_opaque_etags: bool,
 }
 
+impl Input {
+    /// Whether that file is, or may be, among what it puts there.
+    pub(super) fn has(&self, path: &FilePath) -> bool {
+        let Some(folder) = &self.path else { return true };
+        let rest = path.as_str().strip_prefix(folder.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
 const IN_THE_DATA_FOLDER: &str = "folder";
 /// A checkpoint that is being made when a collection begins is committed long before.
 const GARBAGE_AFTER_MIN: Duration = Duration::from_secs(60 * 60);

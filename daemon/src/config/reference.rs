@@ -212,6 +212,7 @@ fn every_setting_that_the_manual_leaves_out_can_be_written_as_it_shows() {
         "currency",
         "webhook",
         "command",
+        "folder",
         "endpoint",
         "canary.text",
         "canary.expects",

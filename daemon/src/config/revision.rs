@@ -106,7 +106,7 @@ mod tests {
             table("turn.attempts = 2\nfiles.exclude = []\nmemory = \"1024MiB\"").revision_part();
         let expected = json!({
             "driver": "process", "command": ["x"], "adapter": {"kind": "exec"},
-            "memory": "1GiB", "heap": "75%", "pids": 1024, "env": {}, "secrets": [],
+            "memory": "1GiB", "heap": "75%", "pids": 1024, "env": {}, "secrets": [], "render": [],
             "files": {"max_files": 100_000, "max_size": "10GiB", "exclude": []},
         });
         assert_eq!(part, expected);

@@ -19,6 +19,7 @@ use super::agent::AgentTable;
 use super::files::{FilesTable, S3Table};
 use super::notify::NotifyTable;
 use super::prices::PricesTable;
+use super::secrets::SecretsTable;
 use super::setting::{DaemonRestart, Live, NextStart, Setting, Table, Visitor, doc};
 use super::units::{Size, Span};
 use super::value::{Value, choice_of};
@@ -31,6 +32,7 @@ pub(crate) struct File {
     pub(super) prices: PricesTable,
     pub(super) limits: LimitsTable,
     pub(super) notify: NotifyTable,
+    pub(super) secrets: SecretsTable,
     pub(super) files: FilesTable,
     pub(super) s3: S3Table,
     pub(super) agents: BTreeMap<String, AgentTable>,
@@ -44,7 +46,7 @@ impl File {
 
 impl Table for File {
     fn visit(&self, visitor: &mut Visitor) {
-        let File { server, node, prices, limits, notify, files, s3, agents } = self;
+        let File { server, node, prices, limits, notify, secrets, files, s3, agents } = self;
         visitor.table("server", server, "The HTTP interface.");
         visitor.table("node", node, "This machine.");
         visitor.table(
@@ -61,6 +63,13 @@ impl Table for File {
             "Who is told, as JSON, when a session is tripped, a message is given up or a new \
              revision is bad; nobody if absent. No text of a message is in it. Each is tried five \
              times within three minutes, and may arrive twice, under one `id`.",
+        );
+        visitor.table(
+            "secrets",
+            secrets,
+            "Where the values of secrets come from: a file of the secret's name in the folder, \
+             else a variable of that name in dormouse's own environment, else the command. They \
+             are looked up at each start of an agent.",
         );
         visitor.table("files", files, "Where the bytes of uploads and checkpoints are kept.");
         visitor.table(

@@ -8,18 +8,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dormouse_bridge::frames::{Launch, Secret, ToBridge};
+use dormouse_bridge::frames::ToBridge;
 use dormouse_bridge::rundir::Dial;
 use dormouse_core::command::Command;
 use dormouse_core::event::Event;
 use dormouse_core::evidence::{End, Evidence};
-use dormouse_core::id::{InstanceId, RevisionNumber, SessionId, TurnId};
+use dormouse_core::id::{BootId, InstanceId, RevisionNumber, SessionId, TurnId};
 use dormouse_core::time::millis;
 use dormouse_edge::driver::{Driver, FoundState, StartOrder, WhenNotEnforceable};
 use dormouse_edge::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::launching::Launching;
 use crate::agents::Agents;
 use crate::config::DriverKind;
 use crate::files::Files;
@@ -84,20 +85,11 @@ impl Hands {
             Command::StartInstance { instance, revision, memory_limit_bytes } => {
                 self.start(instance, revision, memory_limit_bytes);
             }
-            Command::AdmitBridge { instance, boot, launch } => {
-                let launched = launch.map(|revision| self.launch(&instance, revision));
-                let launch = match launched.transpose() {
-                    Ok(launch) => launch,
-                    Err(error) => {
-                        let why = "its agent cannot be launched".to_owned();
-                        self.to_boot(&instance, boot, ToBridge::Refused { why });
-                        // A refused bridge executes nothing, so that this is the whole of its life.
-                        let evidence = Evidence::bare(End::LaunchFailed { error });
-                        self.report(Event::InstanceExited { instance, evidence });
-                        return;
-                    }
-                };
-                self.to_boot(&instance, boot, ToBridge::Welcome { launch });
+            Command::AdmitBridge { instance, boot, launch: Some(revision) } => {
+                self.launch(instance, revision, Some(boot));
+            }
+            Command::AdmitBridge { instance, boot, launch: None } => {
+                self.to_boot(&instance, boot, ToBridge::Welcome { launch: None });
             }
             Command::RefuseBridge { instance, boot, why } => {
                 self.to_boot(&instance, boot, ToBridge::Refused { why: why.to_owned() });
@@ -108,15 +100,7 @@ impl Hands {
                 let files = self.drivers.files_dial.clone();
                 self.to_bridge(&instance, ToBridge::Sync { version, files, workspace });
             }
-            Command::LaunchAgent { instance, revision } => match self.launch(&instance, revision) {
-                Ok(launch) => self.to_bridge(&instance, ToBridge::Launch { launch }),
-                Err(error) => {
-                    let why = "its agent cannot be launched".to_owned();
-                    self.to_bridge(&instance, ToBridge::Refused { why });
-                    let evidence = Evidence::bare(End::LaunchFailed { error });
-                    self.report(Event::InstanceExited { instance, evidence });
-                }
-            },
+            Command::LaunchAgent { instance, revision } => self.launch(instance, revision, None),
             Command::DeliverTurn { instance, turn } => {
                 let text = texts.remove(&turn).expect("the engine adds each delivered text");
                 self.to_bridge(&instance, ToBridge::Turn { turn, text });
@@ -139,21 +123,24 @@ impl Hands {
         }
     }
 
-    fn to_boot(&self, instance: &InstanceId, boot: dormouse_core::id::BootId, frame: ToBridge) {
+    fn to_boot(&self, instance: &InstanceId, boot: BootId, frame: ToBridge) {
         if !self.drivers.registry.send_to_boot(instance, boot, frame) {
             tracing::debug!(%instance, "its bridge is away");
         }
     }
 
-    fn launch(&self, instance: &InstanceId, revision: RevisionNumber) -> Result<Launch, String> {
-        let driver = self.drivers.of(&instance.session);
-        let workspace = driver.workspace_of(&instance.session);
-        let launch = self.drivers.agents.launch(instance, revision, workspace);
-        let mut launch = launch.map_err(|error| report::chain(&error))?;
-        // Last, so that no config takes an agent's processes out of the driver's sight.
-        let marks = driver.environment_of(instance).into_iter();
-        launch.env.extend(marks.map(|(name, value)| (name, Secret(value))));
-        Ok(launch)
+    fn launch(&self, instance: InstanceId, revision: RevisionNumber, welcomes: Option<BootId>) {
+        let (drivers, events) = (Arc::clone(&self.drivers), self.events.clone());
+        let launching = Launching { drivers, instance, revision, welcomes, events };
+        if launching.must_fetch() {
+            // This daemon did not order its start, and does not know yet what was asked for then.
+            self.runtime.spawn(launching.fetch_and_give());
+            return;
+        }
+        match launching.made() {
+            Ok(launch) => launching.send(launch),
+            Err(error) => drop(self.runtime.spawn(launching.refuse(error))),
+        }
     }
 
     fn list_inputs(&self, instance: InstanceId, look: u64) {
@@ -182,13 +169,19 @@ impl Hands {
                 false => WhenNotEnforceable::GoOnUnlimited,
             },
         };
-        let driver = Arc::clone(self.drivers.of(&instance.session));
-        let events = self.events.clone();
+        let (drivers, events) = (Arc::clone(&self.drivers), self.events.clone());
         self.runtime.spawn(async move {
-            let event = match driver.start(order).await {
+            let fetched = drivers.agents.fetch(&instance, revision).await;
+            let started = match fetched.map_err(|error| report::chain(&error)) {
+                Ok(()) => {
+                    let started = drivers.of(&instance.session).start(order).await;
+                    started.map_err(|error| report::chain(&error))
+                }
+                Err(error) => Err(error),
+            };
+            let event = match started {
                 Ok(()) => Event::InstanceStarted { instance },
                 Err(error) => {
-                    let error = report::chain(&error);
                     tracing::warn!(%instance, %error, "could not be started");
                     Event::InstanceStartFailed { instance, error }
                 }
@@ -210,6 +203,7 @@ impl Hands {
 
     fn release(&self, instance: InstanceId) {
         self.files.forget(&instance);
+        self.drivers.agents.secrets().forget(&instance);
         self.to_bridge(&instance, ToBridge::Release);
         let driver = Arc::clone(self.drivers.of(&instance.session));
         self.runtime.spawn(async move {
@@ -217,11 +211,6 @@ impl Hands {
                 tracing::warn!(%instance, error = %report::chain(&error), "left something behind");
             }
         });
-    }
-
-    fn report(&self, event: Event) {
-        let events = self.events.clone();
-        self.runtime.spawn(async move { drop(events.send(event).await) });
     }
 
     /// After a start: `expected` have an instance in the store. What the drivers know of them is

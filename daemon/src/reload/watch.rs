@@ -23,8 +23,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Editors and scripts write in pieces; a second look after this must see the same.
 const STILL_FOR: Duration = Duration::from_millis(300);
 
-/// A file at one moment: which it is, its length, when it was written last. `None`: there is none.
-type Seen = Option<(PathBuf, u64, u64, u64, i128)>;
+/// A file at one moment: which it is, its length, when it was written last.
+type Look = (PathBuf, u64, u64, u64, i128);
+
+/// The config, and the templates that stand beside it. `None`: there is no config.
+type Seen = Option<Vec<Look>>;
 
 /// For as long as the node is open.
 pub(crate) async fn watch(reload: Arc<Reload>) {
@@ -59,12 +62,17 @@ async fn heed(reload: &Reload) -> bool {
 
 /// Of a file that is still.
 async fn settled(reload: &Reload) -> Seen {
-    let current = || reload.parts.in_force.now();
-    let path = || current().loaded.path.clone().or_else(|| config::path_of(None));
-    let mut seen = look(path().as_deref());
+    let look = || {
+        let current = reload.parts.in_force.now();
+        let path = current.loaded.path.clone().or_else(|| config::path_of(None));
+        let config = look(&path?)?;
+        let templates = current.loaded.templates.iter().filter_map(|path| look(path));
+        Some(std::iter::once(config).chain(templates).collect())
+    };
+    let mut seen: Seen = look();
     while is_fresh(&seen) {
         tokio::time::sleep(STILL_FOR).await;
-        let again = look(path().as_deref());
+        let again = look();
         if again == seen {
             break;
         }
@@ -73,8 +81,7 @@ async fn settled(reload: &Reload) -> Seen {
     seen
 }
 
-fn look(path: Option<&Path>) -> Seen {
-    let path = path?;
+fn look(path: &Path) -> Option<Look> {
     let there = std::fs::metadata(path).ok()?;
     let changed_at_ns = i128::from(there.ctime()) * 1_000_000_000 + i128::from(there.ctime_nsec());
     Some((path.to_owned(), there.dev(), there.ino(), there.size(), changed_at_ns))
@@ -82,7 +89,8 @@ fn look(path: Option<&Path>) -> Seen {
 
 /// Written so lately that more may follow, or has followed within one tick of the clock.
 fn is_fresh(seen: &Seen) -> bool {
-    let Some((.., changed_at_ns)) = seen else { return false };
+    let newest = seen.iter().flatten().map(|(.., changed_at_ns)| *changed_at_ns).max();
+    let Some(changed_at_ns) = newest else { return false };
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let now_ns = now.map_or(0, |now| i128::try_from(now.as_nanos()).unwrap_or(i128::MAX));
     let age_ns = now_ns - changed_at_ns;

@@ -46,6 +46,10 @@ pub(crate) fn sample_change(path: &str) -> Option<SampleChange> {
         "limits.connections" => change("1024", "512"),
         "notify.webhook" => change("\"http://127.0.0.1:9/a\"", "\"http://127.0.0.1:9/b\""),
         "notify.command" => change("[\"true\"]", "[\"false\"]"),
+        "secrets.folder" => change("\"one\"", "\"other\""),
+        "secrets.command" => {
+            change("[\"pass\", \"show\", \"{name}\"]", "[\"vault\", \"get\", \"{name}\"]")
+        }
         "files.store" => change("\"folder\"", "\"blobs\""),
         "files.garbage_after" => change("\"1d\"", "\"1h\""),
         "s3.endpoint" => change("\"https://one.example\"", "\"https://other.example\""),
@@ -89,6 +93,10 @@ fn of_agent(path: &str) -> Option<SampleChange> {
         "files.exclude" => change("[\"*.tmp\"]", "[\"*.tmp\", \"*.log\"]"),
         "env" => change("{ LEVEL = \"1\" }", "{ LEVEL = \"2\", MORE = \"yes\" }"),
         "secrets" => change("[]", "[\"API_KEY\"]"),
+        "render" => change(
+            "[{ path = \"a.json\", text = \"{}\" }]",
+            "[{ path = \"a.json\", text = \"{secret:KEY}\", mode = \"0644\" }]",
+        ),
         "canary.text" => change("\"ready?\"", "\"still ready?\""),
         "canary.expects" => {
             beside("\"yes\"", "\"ready\"", &[("agents.NAME.canary.text", "\"ready?\"")])

@@ -54,6 +54,8 @@ fn launch() -> ToBridge {
             adapter: Adapter::Exec,
             orphan_limit_ms: 1,
             heap_percent: 75,
+            files: Vec::new(),
+            secrets: BTreeMap::new(),
         }),
     }
 }

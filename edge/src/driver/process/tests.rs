@@ -118,6 +118,8 @@ impl Rig {
                 adapter,
                 orphan_limit_ms: 20_000,
                 heap_percent: 75,
+                files: Vec::new(),
+                secrets: BTreeMap::new(),
             }),
         }
     }
