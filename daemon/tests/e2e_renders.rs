@@ -17,13 +17,15 @@ const SECRET: &str = "s3cr3t-\"quoted\"-0123456789";
 fn agent(script: &str, more: &str) -> String {
     let command = json!(["sh", "-c", script]);
     format!(
-        "[agents.a]\ncommand = {command}\nadapter = {{ kind = \"exec\" }}\nmemory = \"64MiB\"\n{more}\n"
+        "[agents.a]\ncommand = {command}\nadapter = {{ kind = \"exec\" }}\n\
+         memory = \"64MiB\"\n{more}\n"
     )
 }
 
 /// Says no if its config does.
-const READS: &str =
-    "grep -q broken agent.json && { echo no such voice >&2; exit 3; }; cat agent.json";
+const READS: &str = "\
+    grep -q broken agent.json && { echo no such voice >&2; exit 3; }\n\
+    cat agent.json";
 
 const FROM: &str = "render = [{ path = \"agent.json\", from = \"template.json\" }]";
 

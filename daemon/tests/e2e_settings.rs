@@ -167,6 +167,7 @@ fn seen(path: &str) -> Option<Seen> {
         "limits.connections" => By(connections),
         "notify.webhook" => By(a_webhook),
         "notify.command" => By(a_notified_command),
+        "secrets.folder" | "secrets.command" => By(secrets_of_the_next_start),
         "files.garbage_after" => Otherwise("garbage is looked for every six hours"),
         "agents.NAME.idle.stop_after" => By(idle_stop),
         "agents.NAME.start.ready_within" => By(ready_within),
@@ -397,8 +398,8 @@ fn connections() {
         // The kernel takes it; nobody reads from it.
         let mut socket = knock();
         socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        match socket.read(&mut [0]) {
-            Ok(_) => {
+        match socket.read_exact(&mut [0]) {
+            Ok(()) => {
                 held.push(socket);
                 None
             }
@@ -440,6 +441,21 @@ fn a_notified_command() {
     until("the command to be told", || {
         fs::read_to_string(&told).ok().filter(|text| text.contains("dead_letter"))
     });
+}
+
+fn secrets_of_the_next_start() {
+    let world = World::new(&[], "");
+    let folder = world.daemon.folder().join("kept");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("KEY"), "from a file").unwrap();
+    let agent = "[agents.b]\ncommand = [\"sh\", \"-c\", \"echo $KEY\"]\n\
+                 adapter = { kind = \"exec\" }\nsecrets = [\"KEY\"]\n[secrets]\n";
+    world.apply(&format!("{agent}command = [\"echo\", \"asked for {{name}}\"]"));
+    let client = world.client();
+    assert_eq!(client.ask("b/a", "hello"), "asked for KEY\n");
+    world.apply(&format!("{agent}folder = \"{}\"", folder.display()));
+    assert_eq!(client.ask("b/a", "hello"), "asked for KEY\n", "it was started with that");
+    assert_eq!(client.ask("b/b", "hello"), "from a file\n");
 }
 
 fn idle_stop() {
