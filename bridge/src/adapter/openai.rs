@@ -2,8 +2,10 @@
 //!
 //! Owner: `instance`; the talking is done by one task at a time, which says [`HttpSaid`]s.
 //! Invariants: ready means that the agent's application answered well, not that its port is open;
-//! a turn is one request, never repeated from here; a connection that breaks is not a verdict at
-//! once, because a dying agent's sockets close before its end is seen (see [`SETTLE_SPAN`]).
+//! a turn is one request that reaches the agent, never repeated from here; while its port is
+//! closed the turn waits; a connection that breaks is not a verdict at once, because a dying agent's
+//! sockets close before its end is seen (see [`SETTLE_SPAN`]), and then it is an attempt that was
+//! cut short, like a death.
 //! Absent: processes, turns' texts, time limits of turns.
 
 use std::collections::BTreeMap;
@@ -36,6 +38,10 @@ const PROBE_NOTES_MAX: usize = 16;
 /// How long after its connection broke an agent may take to be seen dead. If it is, the exit is
 /// what happened to the turn; if it is not, the broken connection is.
 pub(crate) const SETTLE_SPAN: Duration = Duration::from_secs(1);
+
+/// How long an agent that lives may keep its port closed, because it restarts itself in its
+/// process: OpenClaw takes up to ten seconds for that.
+const OPENS_AGAIN_WITHIN: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub(crate) enum HttpSaid {
@@ -95,14 +101,14 @@ impl Openai {
     /// Asks until the agent answers well. Stopped by `stop_talking`.
     pub(crate) fn await_readiness(&mut self) {
         let (say, said) = mpsc::channel(SAID_WAITING_MAX);
-        let work = await_readiness(self.target.clone(), self.ready_path.clone(), say);
+        let work = await_readiness(self.target.clone(), self.ready_path.clone(), say, true);
         self.task = Some(Task { handle: tokio::spawn(work).abort_handle(), said });
     }
 
     pub(crate) fn start_turn(&mut self, session: &SessionId, text: &str) {
         let (say, said) = mpsc::channel(SAID_WAITING_MAX);
         let body = request_body(&self.model, session, text);
-        let work = run_turn(self.target.clone(), body, say);
+        let work = run_turn(self.target.clone(), self.ready_path.clone(), body, say);
         self.task = Some(Task { handle: tokio::spawn(work).abort_handle(), said });
     }
 
@@ -142,7 +148,13 @@ fn request_body(model: &str, session: &SessionId, text: &str) -> Vec<u8> {
     serde_json::to_vec(&body).expect("texts are always JSON")
 }
 
-async fn await_readiness(target: Target, path: String, say: mpsc::Sender<HttpSaid>) {
+/// `is_first`: whoever waits for the agent's start is told that it is ready.
+async fn await_readiness(
+    target: Target,
+    path: String,
+    say: mpsc::Sender<HttpSaid>,
+    is_first: bool,
+) {
     let mut pause = PROBE_PAUSE_MIN;
     let mut last_reason = String::new();
     let mut notes_left = PROBE_NOTES_MAX;
@@ -150,8 +162,10 @@ async fn await_readiness(target: Target, path: String, say: mpsc::Sender<HttpSai
         let probe = tokio::time::timeout(PROBE_WITHIN, probe(&target, &path));
         let reason = match probe.await {
             Ok(Ok(())) => {
-                // Nobody listens any more only when the answer is not wanted.
-                let _heard = say.send(HttpSaid::Ready).await;
+                if is_first {
+                    // Nobody listens any more only when the answer is not wanted.
+                    let _heard = say.send(HttpSaid::Ready).await;
+                }
                 return;
             }
             Ok(Err(reason)) => reason,
@@ -201,15 +215,21 @@ fn judge_ready_body(content_type: &[u8], body: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-async fn run_turn(target: Target, body: Vec<u8>, say: mpsc::Sender<HttpSaid>) {
+async fn run_turn(target: Target, ready_path: String, body: Vec<u8>, say: mpsc::Sender<HttpSaid>) {
     let path = format!("{}/chat/completions", target.base_path);
-    let last = match target.post_json(&path, body).await {
-        Ok(response) => hear_response(response, &say).await,
-        Err(error) => {
-            // Nothing listens, so nothing of the turn can have been done.
-            let retryable = matches!(error, HttpError::Connect(_));
-            HttpSaid::Broken(agent_error(&error.to_string(), retryable))
+    let answered = match target.post_json(&path, body.clone()).await {
+        // Nothing listens, so nothing of the turn can have been done: it may restart itself.
+        Err(HttpError::Connect(_)) => {
+            let opens = await_readiness(target.clone(), ready_path, say.clone(), false);
+            // Closed for longer, the next attempt finds out.
+            let _is_late = tokio::time::timeout(OPENS_AGAIN_WITHIN, opens).await;
+            target.post_json(&path, body).await
         }
+        answered => answered,
+    };
+    let last = match answered {
+        Ok(response) => hear_response(response, &say).await,
+        Err(error) => HttpSaid::Broken(agent_error(&error.to_string(), true)),
     };
     // Nobody listens any more only when the turn was given up.
     let _heard = say.send(last).await;
@@ -239,7 +259,7 @@ async fn hear_json(body: &mut Incoming, say: &mpsc::Sender<HttpSaid>) -> HttpSai
     let body = match whole_body(body, FRAME_BYTES_MAX).await {
         Ok(body) => body,
         Err(error @ HttpError::BodyTooLong(_)) => return too_large(&error.to_string()),
-        Err(error) => return HttpSaid::Broken(agent_error(&error.to_string(), false)),
+        Err(error) => return HttpSaid::Broken(agent_error(&error.to_string(), true)),
     };
     let answer = std::str::from_utf8(&body).ok().and_then(|body| understand(body).ok());
     match answer {
@@ -262,7 +282,7 @@ async fn hear_stream(body: &mut Incoming, say: &mpsc::Sender<HttpSaid>) -> HttpS
             Ok(Some(bytes)) => (parser.push(bytes, |it| texts.extend(hearing.hear(it))), false),
             Ok(None) => (parser.finish(|it| texts.extend(hearing.hear(it))), true),
             Err(error) => {
-                return HttpSaid::Broken(agent_error(&error.to_string(), false));
+                return HttpSaid::Broken(agent_error(&error.to_string(), true));
             }
         };
         let text = texts.concat();
@@ -280,7 +300,7 @@ async fn hear_stream(body: &mut Incoming, say: &mpsc::Sender<HttpSaid>) -> HttpS
         }
         if is_end {
             return HttpSaid::Broken(match hearing.has_events {
-                true => agent_error("its answer breaks off", false),
+                true => agent_error("its answer breaks off", true),
                 false => fault("its answer is no stream of events"),
             });
         }

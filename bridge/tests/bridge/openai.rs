@@ -189,16 +189,16 @@ def respond(self, body):
 "#,
     )
     .await;
-    for (number, what, expected_cause, words) in [
-        (1, "error", Cause::AgentError, "model is gone"),
-        (2, "nonsense", Cause::ProtocolFault, "no chat completion: hello"),
-        (3, "break", Cause::AgentError, "breaks off"),
-        (4, "page", Cause::ProtocolFault, "web page"),
+    for (number, what, expected_cause, words, may_retry) in [
+        (1, "error", Cause::AgentError, "model is gone", false),
+        (2, "nonsense", Cause::ProtocolFault, "no chat completion: hello", false),
+        (3, "break", Cause::AgentError, "breaks off", true),
+        (4, "page", Cause::ProtocolFault, "web page", false),
     ] {
         let turn = line.turn(number, what).await;
         let outcome = line.outcome(turn).await;
         let (cause, message, retryable) = failure(&outcome);
-        assert_eq!((cause, retryable), (expected_cause, false), "{what}");
+        assert_eq!((cause, retryable), (expected_cause, may_retry), "{what}");
         assert!(message.contains(words), "{message}");
     }
     // Servers differ in how they end: a reason to finish and the stream's end are enough.
@@ -207,25 +207,34 @@ def respond(self, body):
 }
 
 #[tokio::test]
-async fn nobody_listening_any_more_may_be_tried_again() {
+async fn a_turn_waits_while_the_agent_restarts_itself_and_its_port_is_closed() {
     let (stage, mut line) = ready(
         r#"
+import threading
+def open_again(address):
+    wait_for("open")
+    http.server.ThreadingHTTPServer(address, Handler).serve_forever()
 def respond(self, body):
-    self.answer(200, "application/json", '{"choices": [{"message": {"content": "bye"}}]}')
+    self.answer(200, "application/json", '{"choices": [{"message": {"content": "here"}}]}')
     self.wfile.flush()
-    self.server.shutdown()
-    self.server.server_close()
-    open("closed", "w")
+    if not exists("closed"):
+        self.server.shutdown()
+        self.server.server_close()
+        threading.Thread(target=open_again, args=(self.server.server_address,)).start()
+        open("closed", "w")
 "#,
     )
     .await;
     let turn = line.turn(1, "x").await;
-    assert_eq!(line.outcome(turn).await, answered("bye"));
+    assert_eq!(line.outcome(turn).await, answered("here"));
     until("the agent listens no more", || stage.workspace_file("closed")).await;
     let turn = line.turn(2, "x").await;
-    let outcome = line.outcome(turn).await;
-    let (cause, message, retryable) = failure(&outcome);
-    assert_eq!((cause, retryable), (Cause::AgentError, true), "{message}");
+    until("the bridge to find it closed", || {
+        stage.log().contains("not ready: GET /healthz").then_some(())
+    })
+    .await;
+    std::fs::write(stage.workspace().join("open"), "").unwrap();
+    assert_eq!(line.outcome(turn).await, answered("here"));
 }
 
 #[tokio::test]

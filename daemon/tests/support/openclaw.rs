@@ -67,6 +67,10 @@ impl Model {
         let said: Value = serde_json::from_str(&line).expect("one JSON line");
         Self { child, port: said["port"].as_u64().expect("a port") }
     }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/v1", self.port)
+    }
 }
 
 impl Drop for Model {
