@@ -255,11 +255,12 @@ impl Supervisor {
             }
         }
         self.note_start(id, was_start, failures, now.monotonic);
+        self.tell_newcomers(id, now, newest_before, effects);
+        self.settle(id, now, effects);
+        // It may have nothing left to remember, and be forgotten by now.
         if let Some(verdict) = verdict {
             self.judge(id.agent_name(), verdict, now, effects);
         }
-        self.tell_newcomers(id, now, newest_before, effects);
-        self.settle(id, now, effects);
     }
 
     /// What became of a start tells something of its agent.

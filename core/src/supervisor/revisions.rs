@@ -98,13 +98,14 @@ impl Supervisor {
         id: &SessionId,
         effects: &mut Effects,
     ) -> (RevisionNumber, Trial) {
-        let sessions = &self.sessions;
-        let has_instance = |id: &SessionId| {
-            sessions.get(id).is_some_and(|slot| slot.session.phase().has_instance())
-        };
         let agent = self.agents.get_mut(id.agent()).expect("only configured agents are started");
+        let wanted = Some(agent.rollout.wanted);
+        let runs_it = |id: &SessionId| {
+            let session = self.sessions.get(id).map(|slot| &slot.session);
+            session.is_some_and(|it| it.phase().has_instance() && it.revision() == wanted)
+        };
         let reserved = agent.setup.canary.as_ref().map(|canary| &canary.session);
-        let (revision, trial) = agent.rollout.of_next_start(id, reserved, has_instance);
+        let (revision, trial) = agent.rollout.of_next_start(id, reserved, runs_it);
         if trial == Trial::Canary {
             agent.rollout.standing = Standing::Trying { session: id.clone() };
             put(id.agent_name(), &agent.rollout, effects);
