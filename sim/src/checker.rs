@@ -10,6 +10,7 @@
 mod clocks;
 mod files;
 mod pauses;
+mod revisions;
 mod sessions;
 mod starts;
 
@@ -25,11 +26,11 @@ use dormouse_core::time::Now;
 
 use crate::clients::Asked;
 use crate::engine::NewMessage;
-use crate::engine::setups;
 use crate::store::{MessageRow, Tables};
 use crate::swarm::Config;
 use crate::violation::{Checked, Invariant};
 use files::FilesBooks;
+use revisions::RevisionBooks;
 use sessions::Watch;
 
 #[derive(Debug)]
@@ -51,6 +52,7 @@ pub(crate) struct Checker {
     /// Steps that were committed.
     steps: u64,
     files: FilesBooks,
+    revisions: RevisionBooks,
 }
 
 /// What an agent really said in a turn.
@@ -86,6 +88,7 @@ impl Checker {
             in_touch: BTreeSet::new(),
             steps: 0,
             files: FilesBooks::default(),
+            revisions: RevisionBooks::default(),
         }
     }
 
@@ -182,6 +185,11 @@ impl Checker {
             (Asked::Session, Answer::Requested(_)) => true,
             (Asked::Session, Answer::Refused(refusal)) => *refusal == Refusal::UnknownAgent,
             (Asked::Drop { .. }, Answer::Refused(refusal)) => *refusal == Refusal::UnknownAgent,
+            (Asked::Configure, Answer::Configured) => true,
+            (Asked::Steer { agent }, Answer::Requested(outcome)) => {
+                let is_denied = matches!(outcome, RequestOutcome::Denied(_));
+                is_denied != agents.contains_key(agent)
+            }
             (Asked::Upload, Answer::Uploaded { .. }) => true,
             (Asked::Upload, Answer::Refused(refusal)) => {
                 matches!(refusal, Refusal::UnknownAgent | Refusal::NotYourSession)
@@ -196,7 +204,7 @@ impl Checker {
                 Answer::Accepted { .. } | Answer::Duplicate { .. },
             )
             | (_, Answer::Uploaded { .. } | Answer::CheckpointMade { .. } | Answer::Configured)
-            | (Asked::Upload | Asked::Offer, _) => false,
+            | (Asked::Upload | Asked::Offer | Asked::Configure | Asked::Steer { .. }, _) => false,
         };
         Invariant::HonestAnswer.check(is_honest, || format!("{asked:?} was answered {answer:?}"))
     }
@@ -288,8 +296,8 @@ impl Checker {
         now: Option<Now>,
     ) -> Checked {
         let Some(now) = now else { return Ok(()) };
-        let mut fresh =
-            Supervisor::new(self.node.clone(), setups(&self.policies), durable.rollouts.clone());
+        let mut fresh = self.rebuilt_supervisor(durable);
+        self.compare_rollouts(running, &fresh, durable)?;
         let ids: Vec<&SessionId> = match only {
             Some(ids) => ids.iter().collect(),
             None => durable.sessions.keys().collect(),

@@ -19,7 +19,6 @@ use dormouse_core::id::InstanceId;
 use dormouse_core::policy::NodePolicy;
 use dormouse_core::supervisor::Supervisor;
 
-use crate::engine::setups;
 use crate::engine::{Batch, Input};
 use crate::fault::Fault;
 use crate::sabotage::Sabotage;
@@ -116,18 +115,20 @@ impl World {
     }
 
     /// A new supervisor from the store alone, and then a look at what really runs.
-    fn rebuild(&mut self) -> Checked {
+    pub(crate) fn rebuild(&mut self) -> Checked {
         let now = self.read_clocks();
         self.checker.rebuilt(self.now, now.wall);
         let node: NodePolicy = self.config.node.clone();
-        self.engine.supervisor = {
-            let agents = setups(&self.engine.agents);
-            Supervisor::new(node, agents, self.durable.rollouts.clone())
-        };
+        let setups = self.revisions.setups(&self.engine.agents);
+        self.engine.supervisor =
+            Supervisor::new(node, setups.clone(), self.durable.rollouts.clone());
         if self.engine.is_draining {
             self.engine.supervisor.drain(&mut Effects::default());
         }
-        let mut batch = Batch { is_recovery: true, ..Batch::default() };
+        let mut batch = Batch { taken_over: Some(setups), ..Batch::default() };
+        let mut effects = Effects::default();
+        self.engine.supervisor.note_rollouts(&mut effects);
+        self.take_step(None, now, effects, &mut batch)?;
         for id in self.durable.awake_sessions() {
             let mut stored = self.durable.stored(&id).expect("a session that was listed is there");
             if self.is_sabotaged(Sabotage::StoreReversesQueue) {

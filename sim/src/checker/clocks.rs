@@ -56,6 +56,12 @@ impl Clocks {
         }
     }
 
+    /// With a new daemon. Why it is being stopped is in its record.
+    pub(super) fn begin_anew(&mut self, at: u64) {
+        let is_too_slow = self.is_too_slow;
+        *self = Self { is_too_slow, ..Self::begun(at) };
+    }
+
     /// From now on the agent has its time to become ready.
     pub(super) fn files_are_there(&mut self, at: u64) {
         self.files_at = at;
@@ -304,7 +310,7 @@ impl Checker {
         let leftover = AgentPolicy::default();
         for (id, watch) in &self.watches {
             let policy = agents.get(id.agent()).unwrap_or(&leftover);
-            let overdue = watch.run_out(policy, at);
+            let overdue = watch.run_out(&self.idle_limit(id, policy), at);
             Invariant::Liveness.check(overdue.is_none(), || {
                 format!("{id}: its limit {overdue:?} has run out, and it is still {}", watch.phase)
             })?;

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dormouse_core::command::Write;
 use dormouse_core::event::{Event, SessionRequest};
-use dormouse_core::evidence::{AskedBy, End};
 use dormouse_core::id::{AgentName, Generation, InstanceId, MessageId, SessionId, TurnId};
 use dormouse_core::journal::{Because, Decision, ExitSummary, FilesChange};
 use dormouse_core::limits;
@@ -20,7 +19,7 @@ use dormouse_core::time::{Wall, millis};
 
 use super::Checker;
 use super::clocks::Clocks;
-use super::pauses::{Ended, PAUSE_MAX, PROBE_MAX, Pause, check_failure};
+use super::pauses::{PAUSE_MAX, PROBE_MAX, Pause, check_end};
 use super::starts::{check_idle_stop, check_start};
 use crate::engine::Step;
 use crate::store::Tables;
@@ -45,9 +44,9 @@ pub(super) struct Watch {
     /// Starts since something other than a failure happened.
     pub(super) starts: Vec<u64>,
     /// Starts that the driver said had failed: nothing was there, so there is no evidence.
-    never_started: BTreeSet<Generation>,
+    pub(super) never_started: BTreeSet<Generation>,
     /// It was wanted when its newest exit was written down: for messages, or by an operator.
-    had_work: bool,
+    pub(super) had_work: bool,
     decisions: u64,
     pub(super) wake: Wake,
     /// Something was put into it, or kept of it.
@@ -72,12 +71,18 @@ pub(super) enum Wake {
 
 impl Wake {
     /// A start that failed is an answer too, and told as one. One that nobody wanted to end is not.
-    fn after_exit(self, summary: &ExitSummary) -> Self {
+    pub(super) fn after_exit(self, summary: &ExitSummary, has_failed_trial: bool) -> Self {
         match self {
+            _of_trial if has_failed_trial => self.after_trial(),
             Wake::BeingMet if summary.cause.is_none() && summary.stop.is_none() => Wake::Owed,
             Wake::BeingMet => Wake::NotAsked,
             other => other,
         }
+    }
+
+    /// The session goes on with what is good.
+    pub(super) fn after_trial(self) -> Self {
+        if self == Wake::BeingMet { Wake::Owed } else { self }
     }
 }
 
@@ -205,9 +210,13 @@ impl Checker {
         {
             self.watch(session).hears(event, step.at_ms);
         }
+        if let Some(event) = &step.event {
+            self.revisions_hear(event, agents);
+        }
         for write in &step.effects.writes {
             self.entered(write, step, agents)?;
         }
+        self.check_orders(step)?;
         self.note_wants(agents);
         Ok(())
     }
@@ -246,12 +255,16 @@ impl Checker {
             }
             Write::ReturnDelivery { message, excused, .. } => {
                 self.note_turn_end(*message, step.at_ms);
+                self.check_excuse(*message, Some(*excused))?;
                 let turn = self.watch_of(*message).and_then(|watch| watch.turn.take());
                 return self.check_attempts(*message, turn, *excused);
             }
             Write::AnswerMessage { turn, generation, text, .. } => {
                 self.check_outcome(*turn, *generation, text)?;
                 self.note_turn_end(turn.message, step.at_ms);
+                if let Some(id) = self.session_of(turn.message) {
+                    self.revision_answered(&id, text)?;
+                }
                 if let Some(watch) = self.watch_of(turn.message) {
                     watch.ends_message(turn.message);
                     watch.failures = 0;
@@ -259,6 +272,7 @@ impl Checker {
                 }
             }
             Write::BuryMessage { message, .. } | Write::CancelMessage { message, .. } => {
+                self.check_excuse(*message, None)?;
                 self.note_turn_end(*message, step.at_ms);
                 if let Some(watch) = self.watch_of(*message) {
                     watch.ends_message(*message);
@@ -273,8 +287,8 @@ impl Checker {
             Write::InsertUpload(record) => self.files.uploaded(&record.session, record.number),
             Write::MarkRedriven { .. }
             | Write::DropDeadLetter { .. }
-            | Write::InsertCheckpoint { .. }
-            | Write::PutRollout { .. } => {}
+            | Write::InsertCheckpoint { .. } => {}
+            Write::PutRollout { agent, rollout } => return self.check_rollout(agent, rollout),
         }
         Ok(())
     }
@@ -310,7 +324,7 @@ impl Checker {
         }
     }
 
-    fn session_of(&self, message: MessageId) -> Option<SessionId> {
+    pub(super) fn session_of(&self, message: MessageId) -> Option<SessionId> {
         let watch = self.watches.iter().find(|watch| watch.1.queue.contains(&message));
         watch.map(|watch| watch.0.clone())
     }
@@ -346,6 +360,9 @@ impl Checker {
             self.note_restart(id, at)?;
         }
         self.note_start(decision);
+        self.check_outdated_stop(decision, &policy, at)?;
+        self.revision_decided(decision)?;
+        let (has_failed_trial, is_canary) = (self.has_failed_trial(id), self.is_canary(id));
         let is_in_touch = self.in_touch.contains(id);
         let watch = self.watch(id);
         watch.check_clock(decision, &policy, at)?;
@@ -361,6 +378,7 @@ impl Checker {
             Because::WasIdle { .. } => check_idle_stop(id, watch, &policy, at, is_in_touch)?,
             Because::MessagesWait { .. } | Because::WakeWanted => check_start(decision, watch, at)?,
             Because::BackoffEnded => watch.ends_pause(id, at)?,
+            Because::NotReadyInTime { .. } if is_canary => watch.wake = watch.wake.after_trial(),
             Because::BecameReady { .. } => {
                 watch.active_at = at;
                 watch.wake = Wake::NotAsked;
@@ -373,21 +391,8 @@ impl Checker {
                 watch.start_over();
                 watch.wake = if is_stop { Wake::NotAsked } else { Wake::Owed };
             }
-            Because::Exited { summary, failures, restart_at } => {
-                watch.wake = watch.wake.after_exit(summary);
-                let failed = summary.cause.is_some() || (watch.had_work && is_unwanted(summary));
-                let was_long = watch.has_lived(policy.breaker.window, at);
-                let end = Ended { failed, was_long, failures: *failures, restart_at: *restart_at };
-                check_failure(decision, watch, step, &policy, &end)?;
-            }
-            Because::StartFailed { failures, restart_at, .. } => {
-                watch.never_started.insert(decision.generation);
-                if decision.from == Phase::Starting {
-                    watch.wake = Wake::NotAsked;
-                }
-                let (failures, restart_at) = (*failures, *restart_at);
-                let end = Ended { failed: true, was_long: false, failures, restart_at };
-                check_failure(decision, watch, step, &policy, &end)?;
+            Because::Exited { .. } | Because::StartFailed { .. } => {
+                check_end(decision, watch, step, &policy, has_failed_trial)?;
             }
             _other => {}
         }
@@ -416,7 +421,7 @@ impl Checker {
         let wall_clock_moved = std::mem::take(&mut self.wall_clock_moves) > 0;
         for watch in self.watches.values_mut() {
             watch.active_at = at;
-            watch.clocks = Clocks::begun(at);
+            watch.clocks.begin_anew(at);
             watch.holds.values_mut().for_each(|hold| hold.is_of_the_past = true);
             if let Some(pause) = &mut watch.pause {
                 let longest = if pause.is_probe { PROBE_MAX } else { PAUSE_MAX };
@@ -457,14 +462,4 @@ impl Checker {
             format!("{session}: on disk wait {on_disk:?}, by the books {booked:?}")
         })
     }
-}
-
-/// An end that nobody's order explains. With work left it costs a pause like a failure.
-fn is_unwanted(summary: &ExitSummary) -> bool {
-    let is_paced_already = match summary.asked_by {
-        Some(AskedBy::Signal) => false,
-        Some(AskedBy::OrphanLimit) => true,
-        Some(AskedBy::Daemon | AskedBy::Driver) | None => summary.end == End::NeverLaunched,
-    };
-    summary.stop.is_none() && !is_paced_already
 }
