@@ -214,7 +214,7 @@ impl World {
                 bridge.alone_since = None;
                 bridge.tries = 0;
                 if let Some(revision) = launch {
-                    self.launch(id, revision)?;
+                    self.launch(id, self.as_executed(revision))?;
                 }
                 if is_first {
                     self.say_again(id);
@@ -222,7 +222,7 @@ impl World {
                 }
             }
             Down::Sync { version } => self.begin_sync(id, version),
-            Down::Launch { revision } => self.launch(id, revision)?,
+            Down::Launch { revision } => self.launch(id, self.as_executed(revision))?,
             Down::Turn { turn, text } => self.take_turn(id, turn, &text)?,
             Down::Acknowledge { turn } => {
                 bridge.results.remove(&turn);
@@ -239,6 +239,13 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn as_executed(&self, revision: RevisionNumber) -> RevisionNumber {
+        match self.is_sabotaged(Sabotage::BridgeRunsTheFirst) {
+            true => RevisionNumber::FIRST,
+            false => revision,
+        }
     }
 
     /// After the welcome: everything that the daemon may not have, in the order in which it came

@@ -347,7 +347,8 @@ impl World {
             });
         }
         let mut effects = Effects::default();
-        self.engine.supervisor.handle(now, event.clone(), &mut effects);
+        self.engine.supervisor.handle(now, self.as_told(event.clone()), &mut effects);
+        self.doctor(now, &mut effects);
         self.figures.events += 1;
         self.trace.handled(self.now, session.as_ref(), format_args!("{event:?}"), &effects);
         if is_past {

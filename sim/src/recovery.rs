@@ -78,6 +78,7 @@ impl World {
         if self.is_sabotaged(Sabotage::StoreForgetsWakes) {
             self.durable.forget_wakes();
         }
+        self.durable.forget_of_rollouts(self.sabotage);
         self.working = self.durable.clone();
         self.engine.is_up = true;
         self.engine.life += 1;
@@ -212,6 +213,7 @@ impl World {
             Sabotage::StoreLosesAnswer => |write| matches!(write, Write::AnswerMessage { .. }),
             Sabotage::StoreLosesDecision => |write| matches!(write, Write::InsertDecision(_)),
             Sabotage::StoreLosesExit => |write| matches!(write, Write::InsertExit(_)),
+            Sabotage::StoreLosesRollout => |write| matches!(write, Write::PutRollout { .. }),
             _other => return None,
         };
         self.rng.chance(300).then_some(loss)
