@@ -40,6 +40,8 @@ use revisions::Seat;
 pub struct Supervisor {
     node: NodePolicy,
     agents: BTreeMap<AgentName, Agent>,
+    /// Of agents that are not in the config now, and may be again.
+    other_rollouts: BTreeMap<AgentName, Rollout>,
     /// For what is left of agents that are not configured any more: enough to stop them.
     leftover_policy: AgentPolicy,
     sessions: BTreeMap<SessionId, Slot>,
@@ -93,9 +95,11 @@ impl Supervisor {
             rollout.want(setup.wanted);
             (name, Agent { setup, rollout, is_kept })
         });
+        let agents = agents.collect();
         Self {
             node,
-            agents: agents.collect(),
+            agents,
+            other_rollouts: rollouts,
             // Whether its turns may be repeated is not known any more, so none is (FAULTS I6).
             leftover_policy: AgentPolicy { retry: RetrySafety::Ask, ..AgentPolicy::default() },
             sessions: BTreeMap::new(),
@@ -320,6 +324,8 @@ impl Supervisor {
     fn settle(&mut self, id: &SessionId, now: Now, effects: &mut Effects) {
         let slot = self.sessions.get_mut(id).expect("a session is settled while it is here");
         let agent = self.agents.get(id.agent());
+        // Without an agent it has no place in the line; one that it left is skipped.
+        slot.ticket = slot.ticket.filter(|_| agent.is_some());
         if slot.session.wants_start() && slot.ticket.is_none() && agent.is_some() {
             let ticket = self.line.join(id.clone());
             slot.ticket = Some(ticket);

@@ -6,7 +6,6 @@
 //! Absent: what is in a revision.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use crate::command::{Answer, DeniedBecause, Effects, IgnoredBecause, RequestOutcome, Write};
 use crate::event::{RolloutRequest, Setup};
@@ -142,18 +141,17 @@ impl Supervisor {
         effects: &mut Effects,
     ) {
         self.node = setup.node;
-        let mut before = std::mem::take(&mut self.agents);
-        let mut agents = BTreeMap::new();
+        let before = std::mem::take(&mut self.agents).into_iter();
+        self.other_rollouts.extend(before.map(|(name, agent)| (name, agent.rollout)));
         for (name, setup) in setup.agents {
-            let known = before.remove(&name).map(|agent| agent.rollout);
+            let known = self.other_rollouts.remove(&name);
             let is_new = known.is_none();
             let mut rollout = known.unwrap_or_else(|| Rollout::first(setup.wanted));
             if rollout.want(setup.wanted) || is_new {
                 put(name.clone(), &rollout, effects);
             }
-            agents.insert(name, Agent { setup, rollout, is_kept: true });
+            self.agents.insert(name, Agent { setup, rollout, is_kept: true });
         }
-        self.agents = agents;
         let ids: Vec<_> = self.sessions.keys().cloned().collect();
         ids.iter().for_each(|id| self.settle(id, now, effects));
         effects.answer(request, Answer::Configured);

@@ -647,3 +647,63 @@ fn a_trial_that_a_pause_has_ended_is_open_to_the_next_start() {
         "#]],
     );
 }
+
+#[test]
+fn an_agent_that_was_out_of_the_config_comes_back_with_what_is_known_of_its_revisions() {
+    after_proof(
+        r#"given config a revision 2
+           given send m2 to a/one · bridge attaches · agent exits with 1
+           given bridge attaches · ready · agent answers m2 "2"
+           config without a
+           config with a
+           send m3 to a/two"#,
+        expect![[r#"
+            0s          config without a
+                answer: is in force
+            0s          config with a
+                answer: is in force
+            0s          send m3 to a/two
+                journal: a/two asleep → starting: 1 message to answer
+                answer: accepted m3, next
+                m3 hears: waking, about 0 ms
+                command: start a/two#1
+            a/one awake, generation 3
+              m1 answered "1"
+              m2 answered "2"
+            a/two starting, generation 1
+              m3 pending
+        "#]],
+    );
+}
+
+#[test]
+fn who_stands_in_line_for_an_agent_that_is_taken_out_waits_until_it_is_back() {
+    check(
+        r#"node: starts at once 1
+           agent a: idle 5m
+           agent b: idle 5m
+           given send m1 to b/one
+           send m2 to a/one
+           config without a
+           given bridge attaches from b/one · ready from b/one
+           +1m
+           config with a"#,
+        expect![[r#"
+            0s          send m2 to a/one
+                answer: accepted m2, next
+                m2 hears: in the line of starts, behind 0
+            0s          config without a
+                answer: is in force
+            0s          +1m
+            1m          config with a
+                journal: a/one asleep → starting: 1 message to answer
+                answer: is in force
+                m2 hears: waking
+                command: start a/one#1
+            a/one starting, generation 1
+              m2 pending
+            b/one awake, generation 1
+              m1 with the agent
+        "#]],
+    );
+}
