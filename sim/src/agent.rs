@@ -15,7 +15,7 @@ use dormouse_core::id::{RevisionNumber, TurnId};
 use dormouse_core::policy::AgentPolicy;
 use dormouse_core::time::millis;
 
-use crate::bridge::BridgeId;
+use crate::bridge::{Bridge, BridgeId};
 use crate::fault::Fault;
 use crate::hub::Up;
 use crate::revisions::{Broken, PONG};
@@ -92,6 +92,7 @@ impl World {
         let session = &bridge.instance.session;
         let broken = self.revisions.broken(session.agent(), revision);
         bridge.broken = broken;
+        bridge.revision = revision;
         let launch_fails = launch_fails || broken == Some(Broken::NeverLaunches);
         bridge.launched_at = now;
         bridge.ignores_stop = ignores_stop;
@@ -113,7 +114,7 @@ impl World {
         Invariant::OneLiveInstance
             .check(living.len() == 1, || format!("agents of {session} live at once: {living:?}"))?;
         self.checker.launched(&instance, revision)?;
-        let ready_within = millis(self.config.policy(session).ready_within);
+        let ready_within = millis(self.revisions.policy(session.agent(), revision).ready_within);
         if self.fires(Fault::DiesDuringStart) || broken == Some(Broken::DiesAtStart) {
             let end = self.draw_death();
             self.plan_soon(2_000, Action::AgentEnds { bridge: id, end });
@@ -142,10 +143,15 @@ impl World {
         Ok(())
     }
 
+    /// How the revision that it runs is lived with.
+    pub(crate) fn policy_of(&self, bridge: &Bridge) -> &AgentPolicy {
+        self.revisions.policy(bridge.instance.session.agent(), bridge.revision)
+    }
+
     /// What an agent does when it has nothing to do.
     fn idle(&mut self, id: BridgeId) {
         let Some(bridge) = self.bridges.get(&id) else { return };
-        let stop_after = millis(self.config.policy(&bridge.instance.session).stop_after);
+        let stop_after = millis(self.policy_of(bridge).stop_after);
         if self.fires(Fault::HoldsIdle) {
             let for_ms = self.rng.spread(500, stop_after * 8);
             self.take_hold(id, "idle work", for_ms);
@@ -171,7 +177,7 @@ impl World {
 
     pub(crate) fn begin_turn(&mut self, id: BridgeId, turn: TurnId, text: &str) {
         let bridge = self.bridges.get(&id).expect("the bridge was just seen");
-        let policy = self.config.policy(&bridge.instance.session).clone();
+        let policy = self.policy_of(bridge).clone();
         let broken = bridge.broken;
         let beats = self.draw_beats(&policy, text.starts_with(POISON), broken);
         let first = beats.front().map(|beat| beat.0);

@@ -44,6 +44,8 @@ pub(crate) struct Bridge {
     /// Killed from outside; its agent may go on until the driver clears it away.
     pub(crate) is_dead: bool,
     pub(crate) was_launched: bool,
+    /// Since it was told to execute one.
+    pub(crate) revision: RevisionNumber,
     /// What is wrong with the revision that it was told to execute.
     pub(crate) broken: Option<Broken>,
     pub(crate) was_ready: bool,
@@ -106,6 +108,7 @@ impl World {
             alone_since: Some(self.now),
             is_dead: false,
             was_launched: false,
+            revision: RevisionNumber::FIRST,
             broken: None,
             was_ready: false,
             is_gone: false,

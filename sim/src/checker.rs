@@ -11,6 +11,7 @@ mod clocks;
 mod files;
 mod pauses;
 mod revisions;
+mod rollout;
 mod sessions;
 mod starts;
 
@@ -19,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dormouse_core::command::{Answer, News, Notice, Refusal, RequestOutcome};
 use dormouse_core::event::TurnOutcome;
 use dormouse_core::id::{AgentName, Generation, InstanceId, MessageId, SessionId, Subject, TurnId};
-use dormouse_core::policy::{AgentPolicy, NodePolicy};
+use dormouse_core::policy::NodePolicy;
 use dormouse_core::record::MessageState;
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::Now;
@@ -36,7 +37,6 @@ use sessions::Watch;
 #[derive(Debug)]
 pub(crate) struct Checker {
     node: NodePolicy,
-    policies: BTreeMap<AgentName, AgentPolicy>,
     accepted: BTreeSet<MessageId>,
     turns: BTreeMap<TurnId, Said>,
     newest_executed: BTreeMap<SessionId, MessageId>,
@@ -76,7 +76,6 @@ impl Checker {
     pub(crate) fn new(config: &Config) -> Self {
         Self {
             node: config.node.clone(),
-            policies: config.agents.clone(),
             accepted: BTreeSet::new(),
             turns: BTreeMap::new(),
             newest_executed: BTreeMap::new(),
@@ -147,13 +146,7 @@ impl Checker {
             .check(is_true, || format!("{turn} is answered with {text:?}; the agent: {said:?}"))
     }
 
-    pub(crate) fn answered(
-        &mut self,
-        asked: &Asked,
-        answer: &Answer,
-        durable: &Tables,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-    ) -> Checked {
+    pub(crate) fn answered(&mut self, asked: &Asked, answer: &Answer, durable: &Tables) -> Checked {
         let is_honest = match (asked, answer) {
             (Asked::Submit { new, .. }, Answer::Accepted { message, .. }) => {
                 let row = row(durable, *message, Invariant::DurableAccept)?;
@@ -165,7 +158,7 @@ impl Checker {
                 row.record.idempotency.is_some() && row.record.idempotency == new.idempotency
             }
             (Asked::Submit { new, .. }, Answer::Refused(refusal)) => {
-                self.is_honest_refusal(new, refusal, durable, agents)
+                self.is_honest_refusal(new, refusal, durable)
             }
             (Asked::Redrive { dead }, Answer::Accepted { message, .. }) => {
                 let row = row(durable, *message, Invariant::DurableAccept)?;
@@ -188,7 +181,7 @@ impl Checker {
             (Asked::Configure, Answer::Configured) => true,
             (Asked::Steer { agent }, Answer::Requested(outcome)) => {
                 let is_denied = matches!(outcome, RequestOutcome::Denied(_));
-                is_denied != agents.contains_key(agent)
+                self.may_be_configured(agent.as_str(), !is_denied)
             }
             (Asked::Upload, Answer::Uploaded { .. }) => true,
             (Asked::Upload, Answer::Refused(refusal)) => {
@@ -209,15 +202,9 @@ impl Checker {
         Invariant::HonestAnswer.check(is_honest, || format!("{asked:?} was answered {answer:?}"))
     }
 
-    fn is_honest_refusal(
-        &self,
-        new: &NewMessage,
-        refusal: &Refusal,
-        durable: &Tables,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-    ) -> bool {
+    fn is_honest_refusal(&self, new: &NewMessage, refusal: &Refusal, durable: &Tables) -> bool {
         match refusal {
-            Refusal::UnknownAgent => !agents.contains_key(new.session.agent()),
+            Refusal::UnknownAgent => self.may_be_configured(new.session.agent(), false),
             Refusal::NotYourSession => {
                 let owner = durable.sessions.get(&new.session).map(|record| &record.subject);
                 !new.is_operator && owner.is_some_and(|owner| *owner != new.subject)

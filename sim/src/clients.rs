@@ -229,8 +229,7 @@ impl World {
         if matches!(answer, Answer::Refused(dormouse_core::command::Refusal::QueueFull { .. })) {
             self.faults.count(Fault::QueueFull);
         }
-        let agents = &self.engine.agents;
-        self.checker.answered(&asked, answer, &self.durable, agents)?;
+        self.checker.answered(&asked, answer, &self.durable)?;
         if let Asked::Submit { send, .. } = asked
             && self.fires(Fault::AnswerLost)
         {

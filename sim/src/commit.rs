@@ -16,7 +16,7 @@ use dormouse_core::event::Event;
 use dormouse_core::id::SessionId;
 
 use crate::bridge::Bridge;
-use crate::engine::{Batch, Engine};
+use crate::engine::Batch;
 use crate::fault::Fault;
 use crate::sabotage::Sabotage;
 use crate::violation::Checked;
@@ -67,16 +67,16 @@ impl World {
             self.durable.apply(write)?;
         }
         let in_touch = self.in_touch_at(batch.begun_at_ms);
+        self.checker.begin_batch();
         if let Some(setups) = &batch.taken_over {
             self.checker.configured(setups);
         }
         for step in &batch.steps {
-            self.checker.committed(step, &self.engine.agents, &in_touch)?;
+            self.checker.committed(step, &in_touch)?;
         }
         self.check_kept(batch)?;
         if batch.has_caught_up {
-            let Engine { agents, is_draining, .. } = &self.engine;
-            self.checker.check_overdue(batch.begun_at_ms, agents, *is_draining)?;
+            self.checker.check_overdue(batch.begun_at_ms, self.engine.is_draining)?;
         }
         let everything = batch.taken_over.is_some() || self.figures.commits.is_multiple_of(32);
         let touched = if everything { None } else { Some(touched_by(batch)) };

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dormouse_core::command::{Effects, Write};
 use dormouse_core::event::{Attachment, Event, Submission};
 use dormouse_core::id::{AgentName, InstanceId, MessageId, RequestId, SessionId, Subject};
-use dormouse_core::policy::{AgentPolicy, AgentSetup};
+use dormouse_core::policy::AgentSetup;
 use dormouse_core::record::Idempotency;
 use dormouse_core::rollout::Standing;
 use dormouse_core::session::phase::Phase;
@@ -98,8 +98,6 @@ pub(crate) struct Engine {
     /// Deadlines in a row at which there was nothing to do.
     idle_turns: u64,
     pub(crate) newest_message: u128,
-    /// The agents in the config of this life.
-    pub(crate) agents: BTreeMap<AgentName, AgentPolicy>,
     /// Live according to the store; the driver has not confirmed it yet.
     pub(crate) suspects: BTreeSet<InstanceId>,
     /// Their bridges said hello since the last rebuild, so whatever the driver lists, they live.
@@ -113,11 +111,7 @@ const IDLE_TURNS_MAX: u64 = 100;
 impl Engine {
     pub(crate) fn new(config: &Config, revisions: &Revisions) -> Self {
         Self {
-            supervisor: Supervisor::new(
-                config.node.clone(),
-                revisions.setups(&config.agents),
-                BTreeMap::new(),
-            ),
+            supervisor: Supervisor::new(config.node.clone(), revisions.setups(), BTreeMap::new()),
             is_up: true,
             is_draining: false,
             life: 0,
@@ -128,7 +122,6 @@ impl Engine {
             turn_at: None,
             idle_turns: 0,
             newest_message: 0,
-            agents: config.agents.clone(),
             suspects: BTreeSet::new(),
             greeted: BTreeSet::new(),
             is_listing: false,
@@ -145,10 +138,6 @@ impl Engine {
             && self.open.is_none()
             && !self.is_listing
             && self.supervisor.sessions().next().is_none()
-    }
-
-    pub(crate) fn knows_all_agents(&self, config: &Config) -> bool {
-        self.agents.len() == config.agents.len()
     }
 
     pub(crate) fn monotonic(&self, true_ms: u64) -> Monotonic {

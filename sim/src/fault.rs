@@ -146,6 +146,8 @@ faults! {
     /// A new revision, or an earlier one again.
     ConfigRevised = 90,
     RevisionBroken = 600,
+    /// And put back by the next edit.
+    AgentTakenOut = 150,
     /// Paused, resumed, aborted, tried again.
     RolloutSteered = 120,
 }

@@ -86,11 +86,9 @@ impl World {
         self.engine.zero_at = i64::try_from(self.now).expect("a run is short") - age;
         self.engine.newest_message =
             self.durable.messages.last_key_value().map_or(0, |newest| newest.0.0);
-        self.engine.agents = self.config.agents.clone();
+        self.revisions.put_back();
         if self.fires(Fault::AgentUnconfigured) {
-            let names: Vec<_> = self.engine.agents.keys().cloned().collect();
-            let gone = self.rng.pick(&names).clone();
-            self.engine.agents.remove(&gone);
+            self.take_out();
         }
         self.rebuild()
     }
@@ -120,7 +118,7 @@ impl World {
         let now = self.read_clocks();
         self.checker.rebuilt(self.now, now.wall);
         let node: NodePolicy = self.config.node.clone();
-        let setups = self.revisions.setups(&self.engine.agents);
+        let setups = self.revisions.setups();
         self.engine.supervisor =
             Supervisor::new(node, setups.clone(), self.durable.rollouts.clone());
         if self.engine.is_draining {

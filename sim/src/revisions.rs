@@ -19,7 +19,7 @@ use dormouse_core::policy::{AgentPolicy, AgentSetup, Canary};
 use crate::clients::Asked;
 use crate::engine::Input;
 use crate::fault::Fault;
-use crate::swarm::Config;
+use crate::swarm::{Config, draw_agent};
 use crate::violation::Checked;
 use crate::world::{Action, World};
 
@@ -59,38 +59,53 @@ pub(crate) struct Revisions {
 struct OfAgent {
     wanted: RevisionNumber,
     newest: RevisionNumber,
+    policies: BTreeMap<RevisionNumber, AgentPolicy>,
     broken: BTreeMap<RevisionNumber, Broken>,
+    /// An edit has taken the agent out.
+    is_out: bool,
     canary: Option<Canary>,
 }
 
 impl Revisions {
     pub(crate) fn new(config: &Config) -> Self {
-        let first = |name: &AgentName| OfAgent {
+        let first = |name: &AgentName, policy: &AgentPolicy| OfAgent {
+            policies: BTreeMap::from([(RevisionNumber::FIRST, policy.clone())]),
+            is_out: false,
             wanted: RevisionNumber::FIRST,
             newest: RevisionNumber::FIRST,
             broken: BTreeMap::new(),
             canary: config.canaries.get(name).cloned(),
         };
-        let by_agent = config.agents.keys().map(|name| (name.clone(), first(name)));
-        Self { by_agent: by_agent.collect() }
+        let agents = config.agents.iter();
+        Self {
+            by_agent: agents.map(|(name, policy)| (name.clone(), first(name, policy))).collect(),
+        }
     }
 
-    /// What the core is told of these agents.
-    pub(crate) fn setups(
-        &self,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-    ) -> BTreeMap<AgentName, AgentSetup> {
-        let setup = |(name, policy): (&AgentName, &AgentPolicy)| {
-            let of_agent = self.of(name);
-            let known = (RevisionNumber::FIRST.0..=of_agent.newest.0).map(RevisionNumber);
-            let setup = AgentSetup {
-                wanted: of_agent.wanted,
-                policies: known.map(|number| (number, policy.clone())).collect(),
-                canary: of_agent.canary.clone(),
-            };
-            (name.clone(), setup)
+    /// What the core is told.
+    pub(crate) fn setups(&self) -> BTreeMap<AgentName, AgentSetup> {
+        let setup = |of_agent: &OfAgent| AgentSetup {
+            wanted: of_agent.wanted,
+            policies: of_agent.policies.clone(),
+            canary: of_agent.canary.clone(),
         };
-        agents.iter().map(setup).collect()
+        let agents = self.by_agent.iter().filter(|of| !of.1.is_out);
+        agents.map(|(name, of_agent)| (name.clone(), setup(of_agent))).collect()
+    }
+
+    pub(crate) fn policy(&self, agent: &str, revision: RevisionNumber) -> &AgentPolicy {
+        let of_agent = self.by_agent.get(agent).expect("every agent that was drawn is here");
+        of_agent.policies.get(&revision).expect("every revision was drawn with its policy")
+    }
+
+    /// Those that any agent was ever given.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = &AgentPolicy> {
+        self.by_agent.values().flat_map(|of_agent| of_agent.policies.values())
+    }
+
+    /// Every agent is in the file again.
+    pub(crate) fn put_back(&mut self) {
+        self.by_agent.values_mut().for_each(|of_agent| of_agent.is_out = false);
     }
 
     fn of(&self, name: &AgentName) -> &OfAgent {
@@ -110,10 +125,19 @@ impl World {
         let is_broken = is_new && self.fires(Fault::RevisionBroken);
         let what_is_wrong = *self.rng.pick(&Broken::ALL);
         let earlier = self.rng.between(1, self.revisions.of(&name).newest.0);
+        let is_out = self.fires(Fault::AgentTakenOut);
+        let other_policy = self.rng.chance(500).then(|| draw_agent(&mut self.rng));
         let of_agent = self.revisions.by_agent.get_mut(&name).expect("it was just picked");
+        of_agent.is_out = is_out;
+        if is_out {
+            return self.config_was_edited(&name);
+        }
         if is_new {
+            let policy = of_agent.policies.get(&of_agent.wanted).cloned();
+            let policy = other_policy.or(policy).expect("each revision has a policy");
             of_agent.newest.0 += 1;
             of_agent.wanted = of_agent.newest;
+            of_agent.policies.insert(of_agent.wanted, policy);
             if is_broken {
                 of_agent.broken.insert(of_agent.wanted, what_is_wrong);
             }
@@ -121,6 +145,12 @@ impl World {
             of_agent.wanted = RevisionNumber(earlier);
         }
         self.config_was_edited(&name);
+    }
+
+    /// While no daemon ran, somebody took an agent out of the file.
+    pub(crate) fn take_out(&mut self) {
+        let name = self.some_agent();
+        self.revisions.by_agent.get_mut(&name).expect("it was just picked").is_out = true;
     }
 
     fn some_agent(&mut self) -> AgentName {
@@ -143,8 +173,7 @@ impl World {
 
     /// The file, as the daemon reads it when it comes to it.
     pub(crate) fn configured(&self, request: RequestId) -> Event {
-        let agents = self.revisions.setups(&self.engine.agents);
-        let setup = Setup { node: self.config.node.clone(), agents };
+        let setup = Setup { node: self.config.node.clone(), agents: self.revisions.setups() };
         Event::Configured { request, setup: Box::new(setup) }
     }
 
@@ -195,15 +224,20 @@ impl World {
     pub(crate) fn mend_config(&mut self) -> Checked {
         let names: Vec<AgentName> = self.config.agents.keys().cloned().collect();
         for name in names {
+            let was_out = {
+                let of_agent = self.revisions.by_agent.get_mut(&name).expect("it was just listed");
+                std::mem::take(&mut of_agent.is_out)
+            };
             let of_agent = self.revisions.of(&name);
             let is_sound = |number: &RevisionNumber| !of_agent.broken.contains_key(number);
             let good = self.checker.good_revision(&name);
             let is_safe = is_sound(&of_agent.wanted) || good.as_ref().is_some_and(is_sound);
-            if is_safe && good.as_ref().is_none_or(is_sound) {
+            if !is_safe || !good.as_ref().is_none_or(is_sound) {
+                let of_agent = self.revisions.by_agent.get_mut(&name).expect("it was just listed");
+                of_agent.wanted = RevisionNumber::FIRST;
+            } else if !was_out {
                 continue;
             }
-            let of_agent = self.revisions.by_agent.get_mut(&name).expect("it was just listed");
-            of_agent.wanted = RevisionNumber::FIRST;
             self.config_was_edited(&name);
         }
         Ok(())

@@ -14,7 +14,7 @@ use dormouse_core::policy::{AgentPolicy, Canary, NodePolicy, RetrySafety};
 
 use crate::fault::Fault;
 use crate::prng::Prng;
-use crate::revisions::PONG;
+use crate::revisions::{PONG, Revisions};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -83,9 +83,9 @@ impl Config {
 
     /// When a world with so many messages must have come to rest: each limit that a fault may have
     /// left running may run out once, and each message takes its time.
-    pub(crate) fn settled_by_ms(&self, messages: usize) -> u64 {
+    pub(crate) fn settled_by_ms(&self, revisions: &Revisions, messages: usize) -> u64 {
         let longest = |limit: fn(&AgentPolicy) -> Duration| {
-            self.agents.values().map(limit).max().unwrap_or_default()
+            revisions.policies().map(limit).max().unwrap_or_default()
         };
         let limits = longest(|policy| policy.ready_within)
             + longest(|policy| policy.turn_within)
@@ -100,10 +100,6 @@ impl Config {
         let total = limits + AFTERMATH + PER_MESSAGE * messages;
         self.rough_ms + dormouse_core::time::millis(total)
     }
-
-    pub(crate) fn policy(&self, session: &SessionId) -> &AgentPolicy {
-        self.agents.get(session.agent()).expect("every session's agent was drawn with it")
-    }
 }
 
 fn name(text: &str) -> AgentName {
@@ -114,7 +110,7 @@ fn subject(text: &str) -> Subject {
     Subject::new(text).expect("letters and a number are a subject")
 }
 
-fn draw_agent(rng: &mut Prng) -> AgentPolicy {
+pub(crate) fn draw_agent(rng: &mut Prng) -> AgentPolicy {
     let mut span = |first: u64, last: u64| Duration::from_millis(rng.spread(first, last));
     let mut policy = AgentPolicy {
         stop_after: span(500, 1_200_000),

@@ -295,9 +295,6 @@ impl World {
     fn heals(&mut self) -> Checked {
         self.is_healed = true;
         self.mend_config()?;
-        if self.engine.is_up() && !self.engine.knows_all_agents(&self.config) {
-            self.crash()?;
-        }
         Ok(())
     }
 
@@ -326,7 +323,8 @@ impl World {
     }
 
     fn check_bounds(&self) -> Checked {
-        let has_time = self.now <= self.config.settled_by_ms(self.durable.messages.len());
+        let messages = self.durable.messages.len();
+        let has_time = self.now <= self.config.settled_by_ms(&self.revisions, messages);
         Invariant::Liveness
             .check(has_time, || format!("too long after the last fault: {}", self.unsettled()))?;
         Invariant::Liveness.check(self.figures.actions <= ACTIONS_MAX, || {

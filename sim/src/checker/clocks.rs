@@ -5,12 +5,10 @@
 //! daemon does, because time without a daemon is not held against an agent.
 //! Absent: the idle stop and the pauses before a start (`checker::sessions`).
 
-use std::collections::BTreeMap;
-
 use std::time::Duration;
 
 use dormouse_core::event::{AgentState, Event};
-use dormouse_core::id::{AgentName, SessionId};
+use dormouse_core::id::SessionId;
 use dormouse_core::journal::{Because, Decision};
 use dormouse_core::limits;
 use dormouse_core::policy::AgentPolicy;
@@ -158,9 +156,7 @@ impl Watch {
 
     /// Files have their own silence, and then the agent has its time.
     fn start_limit(&self, policy: &AgentPolicy) -> Duration {
-        let files = policy.files;
-        let may_wait = files.has_inputs || files.is_kept || self.has_files;
-        let silence = if may_wait { limits::FILES_SILENT_WITHIN } else { Duration::ZERO };
+        let silence = if self.has_files { limits::FILES_SILENT_WITHIN } else { Duration::ZERO };
         policy.ready_within + silence
     }
 
@@ -224,10 +220,10 @@ const AGENT_SESSIONS: usize = 5;
 
 impl Checker {
     /// After a step: who wants to be started since when.
-    pub(super) fn note_wants(&mut self, agents: &BTreeMap<AgentName, AgentPolicy>) {
+    pub(super) fn note_wants(&mut self) {
         self.steps += 1;
         for (id, watch) in &mut self.watches {
-            let is_wanted = watch.wants_start() && agents.contains_key(id.agent());
+            let is_wanted = watch.wants_start() && self.revisions.is_configured(id);
             let since = watch.clocks.wanted_since.unwrap_or(self.steps);
             watch.clocks.wanted_since = is_wanted.then_some(since);
         }
@@ -301,16 +297,9 @@ impl Checker {
     }
 
     /// The daemon has handled everything that there was at `at`: nothing is overdue.
-    pub(crate) fn check_overdue(
-        &self,
-        at: u64,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-        is_draining: bool,
-    ) -> Checked {
-        let leftover = AgentPolicy::default();
+    pub(crate) fn check_overdue(&self, at: u64, is_draining: bool) -> Checked {
         for (id, watch) in &self.watches {
-            let policy = agents.get(id.agent()).unwrap_or(&leftover);
-            let overdue = watch.run_out(&self.idle_limit(id, policy), at);
+            let overdue = watch.run_out(&self.idle_policy(id), at);
             Invariant::Liveness.check(overdue.is_none(), || {
                 format!("{id}: its limit {overdue:?} has run out, and it is still {}", watch.phase)
             })?;

@@ -1,10 +1,5 @@
 //! The judge of revisions: who may start what, what a trial shows, and what follows from it.
 //!
-//! ```text
-//!  Configured · retry ─▶ Open ── a life that it was opened for: ready, or answers ──▶ Good
-//!                          └──── the same: dies, is not ready, fails · abort ───────▶ GivenUp
-//! ```
-//!
 //! Owner: `Checker`. Invariants: the books are kept from what was asked for and from what became of
 //! lives; what the core says of a trial must agree with them; while something is known to be good,
 //! one life at a time is put at risk. Absent: phases and pauses (`checker::sessions`).
@@ -13,15 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dormouse_core::cause::Cause;
 use dormouse_core::command::Command;
-use dormouse_core::event::{Event, RolloutRequest};
-use dormouse_core::id::{AgentName, Generation, InstanceId, MessageId, RevisionNumber, SessionId};
+use dormouse_core::event::Event;
+use dormouse_core::id::{AgentName, InstanceId, MessageId, RevisionNumber, SessionId};
 use dormouse_core::journal::{Because, Decision, RevisionChange};
 use dormouse_core::limits;
-use dormouse_core::policy::{AgentPolicy, AgentSetup, Canary, RetrySafety};
+use dormouse_core::policy::{AgentPolicy, AgentSetup, RetrySafety};
 use dormouse_core::rollout::{Rollout, points_to_revision};
 use dormouse_core::supervisor::Supervisor;
 
 use super::Checker;
+use super::rollout::{Book, Life, Standing};
 use super::starts::check_idle_stop;
 use crate::engine::Step;
 use crate::store::Tables;
@@ -37,6 +33,8 @@ pub(super) struct RevisionBooks {
     /// Counts what was opened to a trial.
     opened: u64,
     in_step: InStep,
+    /// Since the batch began: agents that were in the config, and that were not.
+    in_batch: (BTreeSet<AgentName>, BTreeSet<AgentName>),
 }
 
 /// What one step has said so far, by session.
@@ -50,102 +48,17 @@ struct InStep {
     has_more_memory: BTreeSet<SessionId>,
 }
 
-/// How one agent's wanted revision stands.
-#[derive(Debug)]
-struct Book {
-    wanted: RevisionNumber,
-    good: Option<RevisionNumber>,
-    previous: Option<RevisionNumber>,
-    standing: Standing,
-    is_paused: bool,
-    opened: u64,
-    canary: Option<Canary>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Open,
-    Good,
-    /// Found bad, or aborted.
-    GivenUp,
-}
-
-/// What a living instance was started with.
-#[derive(Debug, Clone, Copy)]
-struct Life {
-    generation: Generation,
-    revision: RevisionNumber,
-    /// What was open to a trial then.
-    opened: u64,
-}
-
-impl Book {
-    fn want(&mut self, wanted: RevisionNumber, opened: &mut u64) {
-        if self.wanted == wanted {
-            return;
-        }
-        (self.wanted, self.is_paused) = (wanted, false);
-        if self.previous == Some(wanted) {
-            (self.good, self.previous) = (self.previous, self.good);
-        }
-        self.standing = if self.good == Some(wanted) { Standing::Good } else { self.open(opened) };
-    }
-
-    fn open(&mut self, opened: &mut u64) -> Standing {
-        *opened += 1;
-        self.opened = *opened;
-        Standing::Open
-    }
-
-    fn steer(&mut self, what: RolloutRequest, opened: &mut u64) {
-        match what {
-            RolloutRequest::Pause => self.is_paused = true,
-            RolloutRequest::Resume => self.is_paused = false,
-            RolloutRequest::Retry if self.standing == Standing::GivenUp => {
-                self.standing = self.open(opened);
-            }
-            RolloutRequest::Retry => {}
-            RolloutRequest::Abort => match self.standing {
-                Standing::Good if self.previous.is_some() => {
-                    self.good = self.previous.take();
-                    self.standing = Standing::GivenUp;
-                }
-                Standing::Open if self.good.is_some() => self.standing = Standing::GivenUp,
-                Standing::Good | Standing::Open | Standing::GivenUp => {}
-            },
-        }
-    }
-
-    /// What a life gets that tries nothing.
-    fn target(&self) -> RevisionNumber {
-        match self.standing {
-            Standing::Good if self.is_paused => self.previous.unwrap_or(self.wanted),
-            Standing::Good | Standing::Open | Standing::GivenUp => self.good.unwrap_or(self.wanted),
-        }
-    }
-
-    /// What becomes of it says something of the wanted revision.
-    fn is_on_trial(&self, life: &Life) -> bool {
-        let is_in_time = self.good.is_none() || life.opened == self.opened;
-        self.standing == Standing::Open && life.revision == self.wanted && is_in_time
-    }
-
-    fn prove(&mut self) {
-        self.previous = self.good;
-        self.good = Some(self.wanted);
-        self.standing = Standing::Good;
-    }
-
-    fn canary_of(&self, session: &SessionId) -> Option<&Canary> {
-        self.canary.as_ref().filter(|canary| canary.session == *session)
-    }
-}
-
 impl RevisionBooks {
     /// Of an agent that is not in the config nothing is found out.
     fn of(&self, session: &SessionId) -> Option<(&Book, &Life)> {
-        self.setups.get(session.agent())?;
+        if !self.is_configured(session) {
+            return None;
+        }
         Some((self.by_agent.get(session.agent())?, self.lives.get(session)?))
+    }
+
+    pub(super) fn is_configured(&self, session: &SessionId) -> bool {
+        self.setups.contains_key(session.agent())
     }
 
     /// It is the one that tries the wanted revision, while another one is known to be good.
@@ -169,17 +82,23 @@ impl RevisionBooks {
                 continue;
             }
             self.opened += 1;
-            let book = Book {
-                wanted: setup.wanted,
-                good: None,
-                previous: None,
-                standing: Standing::Open,
-                is_paused: false,
-                opened: self.opened,
-                canary: setup.canary.clone(),
-            };
+            let book = Book::new(setup, self.opened);
             self.by_agent.insert(name.clone(), book);
         }
+        self.note_configured();
+    }
+
+    fn note_configured(&mut self) {
+        for name in self.by_agent.keys() {
+            let (present, absent) = &mut self.in_batch;
+            let side = if self.setups.contains_key(name) { present } else { absent };
+            side.insert(name.clone());
+        }
+    }
+
+    /// This attempt of it is not counted.
+    pub(super) fn is_excused_more(&self, message: MessageId, excused: u32) -> bool {
+        excused > self.excused.get(&message).copied().unwrap_or(0)
     }
 
     /// A life has shown that its revision works.
@@ -258,21 +177,43 @@ impl Checker {
         self.revisions.configure(setups);
     }
 
+    pub(crate) fn begin_batch(&mut self) {
+        self.revisions.in_batch = Default::default();
+        self.revisions.note_configured();
+    }
+
+    /// At some time in this batch it was so.
+    pub(super) fn may_be_configured(&self, agent: &str, is_configured: bool) -> bool {
+        let (present, absent) = &self.revisions.in_batch;
+        let side = if is_configured { present } else { absent };
+        let is_known = self.revisions.by_agent.contains_key(agent);
+        side.contains(agent) || (!is_known && !is_configured)
+    }
+
+    /// How its life is lived with, or its next one. Of an agent that is not in the config nothing
+    /// is known, so that no turn may be repeated.
+    pub(super) fn policy_of(&self, id: &SessionId) -> AgentPolicy {
+        let books = &self.revisions;
+        let (Some(setup), Some(book)) =
+            (books.setups.get(id.agent()), books.by_agent.get(id.agent()))
+        else {
+            return AgentPolicy { retry: RetrySafety::Ask, ..AgentPolicy::default() };
+        };
+        let life = books.lives.get(id);
+        setup.policy_of(life.map_or(book.target(), |life| life.revision)).clone()
+    }
+
     /// What the agent's sessions can go back to.
     pub(crate) fn good_revision(&self, agent: &AgentName) -> Option<RevisionNumber> {
         self.revisions.by_agent.get(agent)?.good
     }
 
-    pub(super) fn revisions_hear(
-        &mut self,
-        event: &Event,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-    ) {
+    pub(super) fn revisions_hear(&mut self, event: &Event) {
         let books = &mut self.revisions;
         if let Event::Configured { setup, .. } = event {
             books.configure(&setup.agents);
         } else if let Event::RolloutRequested { agent, what, .. } = event
-            && agents.contains_key(agent)
+            && books.setups.contains_key(agent)
             && let Some(book) = books.by_agent.get_mut(agent)
         {
             book.steer(*what, &mut books.opened);
@@ -342,9 +283,8 @@ impl Checker {
             return Ok(());
         };
         let has_canary = books.of(&id).is_some_and(|of| of.0.canary_of(&id).is_some());
-        let may_repeat = self.policies.get(id.agent()).map(|policy| policy.retry);
         let is_just = excused.is_none_or(|excused| excused == before + 1)
-            && (excused.is_some() || may_repeat == Some(RetrySafety::Ask));
+            && (excused.is_some() || self.policy_of(&id).retry == RetrySafety::Ask);
         Invariant::BoundedAttempts.check(has_canary || is_just, || {
             format!("{message} met a bad revision: excused {excused:?} after {before}")
         })
@@ -368,8 +308,8 @@ impl Checker {
     }
 
     /// Who is to make place for another revision is idle sooner.
-    pub(super) fn idle_limit(&self, id: &SessionId, policy: &AgentPolicy) -> AgentPolicy {
-        let mut policy = policy.clone();
+    pub(super) fn idle_policy(&self, id: &SessionId) -> AgentPolicy {
+        let mut policy = self.policy_of(id);
         if self.revisions.is_outdated(id) {
             policy.stop_after = policy.stop_after.min(limits::OUTDATED_STOP_AFTER);
         }
@@ -378,12 +318,7 @@ impl Checker {
 
     /// A life is stopped for its revision when it is idle, and not before; or when it has failed
     /// its trial.
-    pub(super) fn check_outdated_stop(
-        &mut self,
-        decision: &Decision,
-        policy: &AgentPolicy,
-        at: u64,
-    ) -> Checked {
+    pub(super) fn check_outdated_stop(&mut self, decision: &Decision, at: u64) -> Checked {
         let Because::Revision { change: RevisionChange::Outdated { .. } } = &decision.because
         else {
             return Ok(());
@@ -395,7 +330,7 @@ impl Checker {
         Invariant::NoIdleStopWithWork.check(self.revisions.is_outdated(id), || {
             format!("{id} is stopped for its revision: {:?}", self.revisions.of(id))
         })?;
-        let (policy, is_in_touch) = (self.idle_limit(id, policy), self.in_touch.contains(id));
+        let (policy, is_in_touch) = (self.idle_policy(id), self.in_touch.contains(id));
         check_idle_stop(id, self.watch(id), &policy, at, is_in_touch)
     }
 
@@ -405,6 +340,9 @@ impl Checker {
             let (instance, revision) = match command {
                 Command::StartInstance { instance, revision, .. } => {
                     self.revisions.starts(instance, *revision)?;
+                    let files = self.policy_of(&instance.session).files;
+                    let may_wait = files.has_inputs || files.is_kept;
+                    self.watch(&instance.session).has_files |= may_wait;
                     continue;
                 }
                 Command::AdmitBridge { instance, launch: Some(revision), .. }

@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dormouse_core::command::Write;
 use dormouse_core::event::{Event, SessionRequest};
-use dormouse_core::id::{AgentName, Generation, InstanceId, MessageId, SessionId, TurnId};
+use dormouse_core::id::{Generation, InstanceId, MessageId, SessionId, TurnId};
 use dormouse_core::journal::{Because, Decision, ExitSummary, FilesChange};
 use dormouse_core::limits;
-use dormouse_core::policy::{AgentPolicy, RetrySafety};
+use dormouse_core::policy::RetrySafety;
 use dormouse_core::record::{FilesRecord, SessionRecord};
 use dormouse_core::session::phase::Phase;
 use dormouse_core::time::{Wall, millis};
@@ -49,7 +49,7 @@ pub(super) struct Watch {
     pub(super) had_work: bool,
     decisions: u64,
     pub(super) wake: Wake,
-    /// Something was put into it, or kept of it.
+    /// Something was put into it, or kept of it, or declared for it.
     pub(super) has_files: bool,
 }
 
@@ -112,7 +112,7 @@ impl Watch {
         }
     }
 
-    fn hears(&mut self, event: &Event, at: u64) {
+    fn hears(&mut self, event: &Event, at: u64, is_configured: bool) {
         let is_current = |instance: &InstanceId| {
             instance.generation == self.generation && self.phase.has_instance()
         };
@@ -134,7 +134,7 @@ impl Watch {
                 self.holds.insert(name.clone(), Hold { until: at + lasts, is_of_the_past: false });
             }
             Event::SessionRequested { what: SessionRequest::Wake, .. }
-                if self.phase == Phase::Awake =>
+                if self.phase == Phase::Awake && is_configured =>
             {
                 self.active_at = at;
             }
@@ -198,26 +198,22 @@ impl Watch {
 
 impl Checker {
     /// A batch with this step in it is on disk.
-    pub(crate) fn committed(
-        &mut self,
-        step: &Step,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-        in_touch: &BTreeSet<SessionId>,
-    ) -> Checked {
+    pub(crate) fn committed(&mut self, step: &Step, in_touch: &BTreeSet<SessionId>) -> Checked {
         self.in_touch.clone_from(in_touch);
         if let Some(event) = &step.event
             && let Some(session) = event.session()
         {
-            self.watch(session).hears(event, step.at_ms);
+            let is_configured = self.revisions.is_configured(session);
+            self.watch(session).hears(event, step.at_ms, is_configured);
         }
         if let Some(event) = &step.event {
-            self.revisions_hear(event, agents);
+            self.revisions_hear(event);
         }
         for write in &step.effects.writes {
-            self.entered(write, step, agents)?;
+            self.entered(write, step)?;
         }
         self.check_orders(step)?;
-        self.note_wants(agents);
+        self.note_wants();
         Ok(())
     }
 
@@ -228,12 +224,7 @@ impl Checker {
         self.watches.get_mut(session).expect("it was just put there")
     }
 
-    fn entered(
-        &mut self,
-        write: &Write,
-        step: &Step,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-    ) -> Checked {
+    fn entered(&mut self, write: &Write, step: &Step) -> Checked {
         match write {
             Write::InsertMessage(record) => {
                 self.files.accepted(record.id, step.at_ms);
@@ -245,7 +236,7 @@ impl Checker {
             }
             Write::LeaseDelivery { turn, .. } => {
                 if let Some(session) = self.session_of(turn.message) {
-                    let declared = agents.get(session.agent()).map(|policy| policy.files);
+                    let declared = self.policy_of(&session).files;
                     self.files.leased(&session, *turn, declared);
                 }
                 let Some(watch) = self.watch_of(turn.message) else { return Ok(()) };
@@ -255,9 +246,10 @@ impl Checker {
             }
             Write::ReturnDelivery { message, excused, .. } => {
                 self.note_turn_end(*message, step.at_ms);
+                let is_excused = self.revisions.is_excused_more(*message, *excused);
                 self.check_excuse(*message, Some(*excused))?;
                 let turn = self.watch_of(*message).and_then(|watch| watch.turn.take());
-                return self.check_attempts(*message, turn, *excused);
+                return self.check_attempts(*message, turn, *excused, is_excused);
             }
             Write::AnswerMessage { turn, generation, text, .. } => {
                 self.check_outcome(*turn, *generation, text)?;
@@ -271,14 +263,20 @@ impl Checker {
                     watch.start_over();
                 }
             }
-            Write::BuryMessage { message, .. } | Write::CancelMessage { message, .. } => {
+            // It was with nobody.
+            Write::CancelMessage { message, .. } => {
+                if let Some(watch) = self.watch_of(*message) {
+                    watch.ends_message(*message);
+                }
+            }
+            Write::BuryMessage { message, .. } => {
                 self.check_excuse(*message, None)?;
                 self.note_turn_end(*message, step.at_ms);
                 if let Some(watch) = self.watch_of(*message) {
                     watch.ends_message(*message);
                 }
             }
-            Write::InsertDecision(decision) => return self.decided(decision, step, agents),
+            Write::InsertDecision(decision) => return self.decided(decision, step),
             Write::PutSession(record) => return self.check_record(record),
             Write::InsertExit(exit) => {
                 let watch = self.watch(&exit.session);
@@ -303,14 +301,21 @@ impl Checker {
     }
 
     /// A message that is to be tried again may be tried again.
-    fn check_attempts(&self, message: MessageId, turn: Option<TurnId>, excused: u32) -> Checked {
+    fn check_attempts(
+        &self,
+        message: MessageId,
+        turn: Option<TurnId>,
+        excused: u32,
+        is_excused: bool,
+    ) -> Checked {
         let session = self.watches.iter().find(|watch| watch.1.queue.contains(&message));
-        let policy = session.and_then(|session| self.policies.get(session.0.agent()));
+        let policy = session.map(|session| self.policy_of(session.0));
         let (Some(turn), Some(policy)) = (turn, policy) else {
             return Err(Invariant::Conservation.broken(format!("{message} was not leased")));
         };
         let counted = turn.attempt - excused;
-        Invariant::BoundedAttempts.check(counted < policy.attempts, || {
+        // What is not counted exhausts nothing, whatever the config allows by now.
+        Invariant::BoundedAttempts.check(is_excused || counted < policy.attempts, || {
             format!("{turn} is to be tried again after {counted} of {}", policy.attempts)
         })?;
         Invariant::BoundedAttempts.check(policy.retry == RetrySafety::Safe, || {
@@ -346,21 +351,16 @@ impl Checker {
         })
     }
 
-    fn decided(
-        &mut self,
-        decision: &Decision,
-        step: &Step,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-    ) -> Checked {
+    fn decided(&mut self, decision: &Decision, step: &Step) -> Checked {
         let at = step.at_ms;
         let id = &decision.session;
-        let policy = agents.get(id.agent()).cloned().unwrap_or_default();
+        let policy = self.policy_of(id);
         if decision.to == Phase::Starting && decision.from != Phase::Starting {
             self.check_line(id)?;
             self.note_restart(id, at)?;
         }
         self.note_start(decision);
-        self.check_outdated_stop(decision, &policy, at)?;
+        self.check_outdated_stop(decision, at)?;
         self.revision_decided(decision)?;
         let (has_failed_trial, is_canary) = (self.has_failed_trial(id), self.is_canary(id));
         let is_in_touch = self.in_touch.contains(id);
