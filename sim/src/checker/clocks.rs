@@ -26,6 +26,8 @@ pub(super) struct Clocks {
     files_at: u64,
     files_heard_at: u64,
     turn_at: u64,
+    /// The longest silence, and the longest turn, when it began; none, if a daemon before knew.
+    turn_began_with: Option<(Duration, Duration)>,
     progress_at: u64,
     drain_at: u64,
     detached_at: Option<u64>,
@@ -45,6 +47,7 @@ impl Clocks {
             files_at: at,
             files_heard_at: at,
             turn_at: at,
+            turn_began_with: None,
             progress_at: at,
             drain_at: at,
             detached_at: Some(at),
@@ -65,8 +68,15 @@ impl Clocks {
         self.files_at = at;
     }
 
-    pub(super) fn turn_begins(&mut self, at: u64) {
+    pub(super) fn turn_begins(&mut self, at: u64, policy: &AgentPolicy) {
         (self.turn_at, self.progress_at) = (at, at);
+        self.turn_began_with = Some((policy.stuck_after, policy.turn_within));
+    }
+
+    /// Of what it began with, and what is in force, each time the longer one.
+    fn turn_limits(&self, policy: &AgentPolicy) -> (Duration, Duration) {
+        let (stuck_after, turn_within) = self.turn_began_with.unwrap_or_default();
+        (stuck_after.max(policy.stuck_after), turn_within.max(policy.turn_within))
     }
 
     /// What the bridge was known to hold before may be given up by now.
@@ -122,14 +132,15 @@ impl Watch {
         let is_over = |since: u64, limit| at >= since + millis(limit);
         let is_unreachable =
             clocks.detached_at.is_some_and(|since| is_over(since, policy.reattach_within));
-        let is_stuck = is_over(clocks.progress_at, policy.stuck_after) && !self.may_be_silent(at);
+        let (stuck_after, turn_within) = clocks.turn_limits(policy);
+        let is_stuck = is_over(clocks.progress_at, stuck_after) && !self.may_be_silent(at);
         match self.phase {
             Phase::Starting if is_over(self.start_since(), self.start_limit(policy)) => {
                 Some("ready")
             }
             Phase::Awake | Phase::Draining if is_unreachable => Some("reattach"),
             Phase::Awake if self.turn.is_some() && is_stuck => Some("stuck"),
-            Phase::Awake if self.turn.is_some() && is_over(clocks.turn_at, policy.turn_within) => {
+            Phase::Awake if self.turn.is_some() && is_over(clocks.turn_at, turn_within) => {
                 Some("turn")
             }
             Phase::Awake if self.is_idle_for_good(policy, at) => Some("idle"),
@@ -182,9 +193,9 @@ impl Watch {
         let (since, limit, is_excused) = match &decision.because {
             Because::NotReadyInTime { .. } => (clocks.files_at, policy.ready_within, false),
             Because::TurnStuck { .. } => {
-                (clocks.progress_at, policy.stuck_after, self.may_be_silent(at))
+                (clocks.progress_at, clocks.turn_limits(policy).0, self.may_be_silent(at))
             }
-            Because::TurnTooLong { .. } => (clocks.turn_at, policy.turn_within, false),
+            Because::TurnTooLong { .. } => (clocks.turn_at, clocks.turn_limits(policy).1, false),
             Because::DrainTimeUp { .. } => (clocks.drain_at, policy.drain_within, false),
             Because::BridgeUnreachable { .. } => {
                 let since = clocks.detached_at.unwrap_or(at);

@@ -18,7 +18,7 @@ use dormouse_core::supervisor::Supervisor;
 
 use super::Checker;
 use super::rollout::{Book, Life, Standing};
-use super::starts::check_idle_stop;
+use super::starts::{check_idle_stop, check_not_held};
 use crate::engine::Step;
 use crate::store::Tables;
 use crate::violation::{Checked, Invariant};
@@ -64,6 +64,14 @@ impl RevisionBooks {
     /// It is the one that tries the wanted revision, while another one is known to be good.
     fn is_canary(&self, session: &SessionId) -> bool {
         self.of(session).is_some_and(|(book, life)| book.good.is_some() && book.is_on_trial(life))
+    }
+
+    /// Its next turn is the trial of what is wanted, and it runs something else.
+    fn makes_place(&self, session: &SessionId) -> bool {
+        self.of(session).is_some_and(|(book, life)| {
+            let waits = book.standing == Standing::Open && book.good.is_some() && !book.is_paused;
+            waits && book.canary_of(session).is_some() && life.revision != book.wanted
+        })
     }
 
     /// It is to make place for another revision, once nothing needs it.
@@ -327,10 +335,19 @@ impl Checker {
         if self.has_failed_trial(id) {
             return Ok(());
         }
+        let is_in_touch = self.in_touch.contains(id);
+        if self.revisions.makes_place(id) && !self.watch(id).queue.is_empty() {
+            let watch = self.watch(id);
+            let turn = watch.turn;
+            Invariant::NoIdleStopWithWork.check(turn.is_none(), || {
+                format!("{id} makes place for a trial in its turn {turn:?}")
+            })?;
+            return check_not_held(id, watch, at, is_in_touch);
+        }
         Invariant::NoIdleStopWithWork.check(self.revisions.is_outdated(id), || {
             format!("{id} is stopped for its revision: {:?}", self.revisions.of(id))
         })?;
-        let (policy, is_in_touch) = (self.idle_policy(id), self.in_touch.contains(id));
+        let policy = self.idle_policy(id);
         check_idle_stop(id, self.watch(id), &policy, at, is_in_touch)
     }
 

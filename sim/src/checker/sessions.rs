@@ -235,14 +235,13 @@ impl Checker {
                 }
             }
             Write::LeaseDelivery { turn, .. } => {
-                if let Some(session) = self.session_of(turn.message) {
-                    let declared = self.policy_of(&session).files;
-                    self.files.leased(&session, *turn, declared);
-                }
-                let Some(watch) = self.watch_of(turn.message) else { return Ok(()) };
+                let Some(session) = self.session_of(turn.message) else { return Ok(()) };
+                let policy = self.policy_of(&session);
+                self.files.leased(&session, *turn, policy.files);
+                let watch = self.watch(&session);
                 watch.turn = Some(*turn);
                 watch.active_at = step.at_ms;
-                watch.clocks.turn_begins(step.at_ms);
+                watch.clocks.turn_begins(step.at_ms, &policy);
             }
             Write::ReturnDelivery { message, excused, .. } => {
                 self.note_turn_end(*message, step.at_ms);
