@@ -116,16 +116,16 @@ impl Rollout {
     }
 
     /// What a start of `session` gets. The trial is `reserved` for one session where the agent has
-    /// a canary turn. A trial whose session has no instance any more has said nothing.
+    /// a canary turn. A trial whose session does not run the wanted one any more has said nothing.
     pub fn of_next_start(
         &self,
         session: &SessionId,
         reserved: Option<&SessionId>,
-        has_instance: impl Fn(&SessionId) -> bool,
+        runs_it: impl Fn(&SessionId) -> bool,
     ) -> (RevisionNumber, Trial) {
         let is_open = match &self.standing {
             Standing::Untried => true,
-            Standing::Trying { session: trying } => trying == session || !has_instance(trying),
+            Standing::Trying { session: trying } => trying == session || !runs_it(trying),
             Standing::Good | Standing::Bad { .. } | Standing::Aborted { .. } => false,
         };
         let is_mine = reserved.is_none_or(|reserved| reserved == session);
@@ -383,7 +383,8 @@ mod tests {
                     }
                     Step::Start(key) => {
                         let alive = |id: &SessionId| {
-                            (0..4).any(|key| session(key) == *id && runs[key].is_some())
+                            let wanted = Some(rollout.wanted);
+                            (0..4).any(|key| session(key) == *id && runs[key] == wanted)
                         };
                         let (revision, trial) = rollout.of_next_start(&session(key), None, alive);
                         if trial == Trial::Canary {

@@ -40,6 +40,8 @@ use revisions::Seat;
 pub struct Supervisor {
     node: NodePolicy,
     agents: BTreeMap<AgentName, Agent>,
+    /// Of agents that are not in the config now, and may be again.
+    other_rollouts: BTreeMap<AgentName, Rollout>,
     /// For what is left of agents that are not configured any more: enough to stop them.
     leftover_policy: AgentPolicy,
     sessions: BTreeMap<SessionId, Slot>,
@@ -93,9 +95,11 @@ impl Supervisor {
             rollout.want(setup.wanted);
             (name, Agent { setup, rollout, is_kept })
         });
+        let agents = agents.collect();
         Self {
             node,
-            agents: agents.collect(),
+            agents,
+            other_rollouts: rollouts,
             // Whether its turns may be repeated is not known any more, so none is (FAULTS I6).
             leftover_policy: AgentPolicy { retry: RetrySafety::Ask, ..AgentPolicy::default() },
             sessions: BTreeMap::new(),
@@ -255,11 +259,12 @@ impl Supervisor {
             }
         }
         self.note_start(id, was_start, failures, now.monotonic);
+        self.tell_newcomers(id, now, newest_before, effects);
+        self.settle(id, now, effects);
+        // It may have nothing left to remember, and be forgotten by now.
         if let Some(verdict) = verdict {
             self.judge(id.agent_name(), verdict, now, effects);
         }
-        self.tell_newcomers(id, now, newest_before, effects);
-        self.settle(id, now, effects);
     }
 
     /// What became of a start tells something of its agent.
@@ -319,6 +324,8 @@ impl Supervisor {
     fn settle(&mut self, id: &SessionId, now: Now, effects: &mut Effects) {
         let slot = self.sessions.get_mut(id).expect("a session is settled while it is here");
         let agent = self.agents.get(id.agent());
+        // Without an agent it has no place in the line; one that it left is skipped.
+        slot.ticket = slot.ticket.filter(|_| agent.is_some());
         if slot.session.wants_start() && slot.ticket.is_none() && agent.is_some() {
             let ticket = self.line.join(id.clone());
             slot.ticket = Some(ticket);

@@ -11,13 +11,14 @@ use std::time::Duration;
 use dormouse_core::cause::Cause;
 use dormouse_core::event::TurnOutcome;
 use dormouse_core::evidence::{AskedBy, End, Evidence, OomVictim};
-use dormouse_core::id::TurnId;
+use dormouse_core::id::{RevisionNumber, TurnId};
 use dormouse_core::policy::AgentPolicy;
 use dormouse_core::time::millis;
 
-use crate::bridge::BridgeId;
+use crate::bridge::{Bridge, BridgeId};
 use crate::fault::Fault;
 use crate::hub::Up;
+use crate::revisions::{Broken, PONG};
 use crate::sabotage::Sabotage;
 use crate::violation::{Checked, Invariant};
 use crate::world::{Action, World};
@@ -80,7 +81,7 @@ enum Beat {
 
 impl World {
     /// Executes the agent, once in the bridge's life.
-    pub(crate) fn launch(&mut self, id: BridgeId) -> Checked {
+    pub(crate) fn launch(&mut self, id: BridgeId, revision: RevisionNumber) -> Checked {
         let (now, launch_fails) = (self.now, self.fires(Fault::LaunchFails));
         let ignores_stop = self.fires(Fault::IgnoresStop);
         let Some(bridge) = self.bridges.get_mut(&id) else { return Ok(()) };
@@ -88,6 +89,11 @@ impl World {
             return Ok(());
         }
         bridge.was_launched = true;
+        let session = &bridge.instance.session;
+        let broken = self.revisions.broken(session.agent(), revision);
+        bridge.broken = broken;
+        bridge.revision = revision;
+        let launch_fails = launch_fails || broken == Some(Broken::NeverLaunches);
         bridge.launched_at = now;
         bridge.ignores_stop = ignores_stop;
         bridge.is_gone = launch_fails;
@@ -107,11 +113,12 @@ impl World {
             self.bridges.values().filter(lives).map(|bridge| bridge.instance.to_string()).collect();
         Invariant::OneLiveInstance
             .check(living.len() == 1, || format!("agents of {session} live at once: {living:?}"))?;
-        let ready_within = millis(self.config.policy(session).ready_within);
-        if self.fires(Fault::DiesDuringStart) {
+        self.checker.launched(&instance, revision)?;
+        let ready_within = millis(self.revisions.policy(session.agent(), revision).ready_within);
+        if self.fires(Fault::DiesDuringStart) || broken == Some(Broken::DiesAtStart) {
             let end = self.draw_death();
             self.plan_soon(2_000, Action::AgentEnds { bridge: id, end });
-        } else if !self.fires(Fault::NeverReady) {
+        } else if !self.fires(Fault::NeverReady) && broken != Some(Broken::NeverReady) {
             let after = self.rng.spread(5, (ready_within / 2).min(5_000));
             self.plan(now + after, Action::AgentReady { bridge: id });
         }
@@ -136,10 +143,15 @@ impl World {
         Ok(())
     }
 
+    /// How the revision that it runs is lived with.
+    pub(crate) fn policy_of(&self, bridge: &Bridge) -> &AgentPolicy {
+        self.revisions.policy(bridge.instance.session.agent(), bridge.revision)
+    }
+
     /// What an agent does when it has nothing to do.
     fn idle(&mut self, id: BridgeId) {
         let Some(bridge) = self.bridges.get(&id) else { return };
-        let stop_after = millis(self.config.policy(&bridge.instance.session).stop_after);
+        let stop_after = millis(self.policy_of(bridge).stop_after);
         if self.fires(Fault::HoldsIdle) {
             let for_ms = self.rng.spread(500, stop_after * 8);
             self.take_hold(id, "idle work", for_ms);
@@ -165,8 +177,9 @@ impl World {
 
     pub(crate) fn begin_turn(&mut self, id: BridgeId, turn: TurnId, text: &str) {
         let bridge = self.bridges.get(&id).expect("the bridge was just seen");
-        let policy = self.config.policy(&bridge.instance.session).clone();
-        let beats = self.draw_beats(&policy, text.starts_with(POISON));
+        let policy = self.policy_of(bridge).clone();
+        let broken = bridge.broken;
+        let beats = self.draw_beats(&policy, text.starts_with(POISON), broken);
         let first = beats.front().map(|beat| beat.0);
         let bridge = self.bridges.get_mut(&id).expect("the bridge was just seen");
         bridge.run = Some(Run { turn, text: String::new(), beats });
@@ -176,7 +189,12 @@ impl World {
     }
 
     /// A few pieces of text, and then an end: a good one, or one of the faults.
-    fn draw_beats(&mut self, policy: &AgentPolicy, is_poison: bool) -> VecDeque<(u64, Beat)> {
+    fn draw_beats(
+        &mut self,
+        policy: &AgentPolicy,
+        is_poison: bool,
+        broken: Option<Broken>,
+    ) -> VecDeque<(u64, Beat)> {
         let pause_max = millis((policy.stuck_after / 4).min(policy.turn_within / 20)).min(5_000);
         let mut beats: VecDeque<(u64, Beat)> = (0..self.rng.below(6))
             .map(|_| (self.rng.spread(1, pause_max.max(1)), Beat::Say))
@@ -204,9 +222,9 @@ impl World {
             Beat::Die(AgentEnd::out_of_memory())
         } else if self.fires(Fault::TurnOutOfMemory) {
             Beat::FailForMemory
-        } else if self.fires(Fault::FailsRetryably) {
+        } else if self.fires(Fault::FailsRetryably) || broken == Some(Broken::FailsRetryably) {
             Beat::Fail { retryable: true }
-        } else if self.fires(Fault::FailsFinally) {
+        } else if self.fires(Fault::FailsFinally) || broken == Some(Broken::FailsFinally) {
             Beat::Fail { retryable: false }
         } else {
             Beat::Answer
@@ -273,6 +291,9 @@ impl World {
             None => {
                 if unstreamed {
                     run.text.push_str("and that was all");
+                }
+                if session.key() == "canary" && bridge.broken != Some(Broken::AnswersWrong) {
+                    run.text.push_str(PONG);
                 }
                 TurnOutcome::Answered { text: run.text, exit_code: None }
             }

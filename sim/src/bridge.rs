@@ -17,12 +17,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dormouse_core::event::{AgentState, TurnOutcome};
 use dormouse_core::evidence::{AskedBy, End, Evidence};
-use dormouse_core::id::{BootId, InstanceId, TurnId};
+use dormouse_core::id::{BootId, InstanceId, RevisionNumber, TurnId};
 use dormouse_core::manifest::FilesVersion;
 
 use crate::agent::{AgentEnd, Run};
 use crate::fault::Fault;
 use crate::hub::{Down, LinkId, Up};
+use crate::revisions::Broken;
 use crate::sabotage::Sabotage;
 use crate::violation::{Checked, Invariant};
 use crate::world::{Action, World};
@@ -43,6 +44,10 @@ pub(crate) struct Bridge {
     /// Killed from outside; its agent may go on until the driver clears it away.
     pub(crate) is_dead: bool,
     pub(crate) was_launched: bool,
+    /// Since it was told to execute one.
+    pub(crate) revision: RevisionNumber,
+    /// What is wrong with the revision that it was told to execute.
+    pub(crate) broken: Option<Broken>,
     pub(crate) was_ready: bool,
     pub(crate) is_gone: bool,
     pub(crate) launched_at: u64,
@@ -103,6 +108,8 @@ impl World {
             alone_since: Some(self.now),
             is_dead: false,
             was_launched: false,
+            revision: RevisionNumber::FIRST,
+            broken: None,
             was_ready: false,
             is_gone: false,
             launched_at: 0,
@@ -163,7 +170,7 @@ impl World {
             self.plan_soon(60_000, Action::LinkLostAtDaemon { link });
         }
         if self.is_sabotaged(Sabotage::DriverStartsTwo) {
-            self.launch(id)?;
+            self.launch(id, RevisionNumber::FIRST)?;
         }
         Ok(())
     }
@@ -209,8 +216,8 @@ impl World {
                 bridge.welcomed_at.get_or_insert(now);
                 bridge.alone_since = None;
                 bridge.tries = 0;
-                if launch {
-                    self.launch(id)?;
+                if let Some(revision) = launch {
+                    self.launch(id, self.as_executed(revision))?;
                 }
                 if is_first {
                     self.say_again(id);
@@ -218,7 +225,7 @@ impl World {
                 }
             }
             Down::Sync { version } => self.begin_sync(id, version),
-            Down::Launch => self.launch(id)?,
+            Down::Launch { revision } => self.launch(id, self.as_executed(revision))?,
             Down::Turn { turn, text } => self.take_turn(id, turn, &text)?,
             Down::Acknowledge { turn } => {
                 bridge.results.remove(&turn);
@@ -235,6 +242,13 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn as_executed(&self, revision: RevisionNumber) -> RevisionNumber {
+        match self.is_sabotaged(Sabotage::BridgeRunsTheFirst) {
+            true => RevisionNumber::FIRST,
+            false => revision,
+        }
     }
 
     /// After the welcome: everything that the daemon may not have, in the order in which it came

@@ -10,6 +10,8 @@
 mod clocks;
 mod files;
 mod pauses;
+mod revisions;
+mod rollout;
 mod sessions;
 mod starts;
 
@@ -18,24 +20,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use dormouse_core::command::{Answer, News, Notice, Refusal, RequestOutcome};
 use dormouse_core::event::TurnOutcome;
 use dormouse_core::id::{AgentName, Generation, InstanceId, MessageId, SessionId, Subject, TurnId};
-use dormouse_core::policy::{AgentPolicy, NodePolicy};
+use dormouse_core::policy::NodePolicy;
 use dormouse_core::record::MessageState;
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::Now;
 
 use crate::clients::Asked;
 use crate::engine::NewMessage;
-use crate::engine::setups;
 use crate::store::{MessageRow, Tables};
 use crate::swarm::Config;
 use crate::violation::{Checked, Invariant};
 use files::FilesBooks;
+use revisions::RevisionBooks;
 use sessions::Watch;
 
 #[derive(Debug)]
 pub(crate) struct Checker {
     node: NodePolicy,
-    policies: BTreeMap<AgentName, AgentPolicy>,
     accepted: BTreeSet<MessageId>,
     turns: BTreeMap<TurnId, Said>,
     newest_executed: BTreeMap<SessionId, MessageId>,
@@ -51,6 +52,7 @@ pub(crate) struct Checker {
     /// Steps that were committed.
     steps: u64,
     files: FilesBooks,
+    revisions: RevisionBooks,
 }
 
 /// What an agent really said in a turn.
@@ -74,7 +76,6 @@ impl Checker {
     pub(crate) fn new(config: &Config) -> Self {
         Self {
             node: config.node.clone(),
-            policies: config.agents.clone(),
             accepted: BTreeSet::new(),
             turns: BTreeMap::new(),
             newest_executed: BTreeMap::new(),
@@ -86,6 +87,7 @@ impl Checker {
             in_touch: BTreeSet::new(),
             steps: 0,
             files: FilesBooks::default(),
+            revisions: RevisionBooks::default(),
         }
     }
 
@@ -144,13 +146,7 @@ impl Checker {
             .check(is_true, || format!("{turn} is answered with {text:?}; the agent: {said:?}"))
     }
 
-    pub(crate) fn answered(
-        &mut self,
-        asked: &Asked,
-        answer: &Answer,
-        durable: &Tables,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-    ) -> Checked {
+    pub(crate) fn answered(&mut self, asked: &Asked, answer: &Answer, durable: &Tables) -> Checked {
         let is_honest = match (asked, answer) {
             (Asked::Submit { new, .. }, Answer::Accepted { message, .. }) => {
                 let row = row(durable, *message, Invariant::DurableAccept)?;
@@ -162,7 +158,7 @@ impl Checker {
                 row.record.idempotency.is_some() && row.record.idempotency == new.idempotency
             }
             (Asked::Submit { new, .. }, Answer::Refused(refusal)) => {
-                self.is_honest_refusal(new, refusal, durable, agents)
+                self.is_honest_refusal(new, refusal, durable)
             }
             (Asked::Redrive { dead }, Answer::Accepted { message, .. }) => {
                 let row = row(durable, *message, Invariant::DurableAccept)?;
@@ -182,6 +178,11 @@ impl Checker {
             (Asked::Session, Answer::Requested(_)) => true,
             (Asked::Session, Answer::Refused(refusal)) => *refusal == Refusal::UnknownAgent,
             (Asked::Drop { .. }, Answer::Refused(refusal)) => *refusal == Refusal::UnknownAgent,
+            (Asked::Configure, Answer::Configured) => true,
+            (Asked::Steer { agent }, Answer::Requested(outcome)) => {
+                let is_denied = matches!(outcome, RequestOutcome::Denied(_));
+                self.may_be_configured(agent.as_str(), !is_denied)
+            }
             (Asked::Upload, Answer::Uploaded { .. }) => true,
             (Asked::Upload, Answer::Refused(refusal)) => {
                 matches!(refusal, Refusal::UnknownAgent | Refusal::NotYourSession)
@@ -196,20 +197,14 @@ impl Checker {
                 Answer::Accepted { .. } | Answer::Duplicate { .. },
             )
             | (_, Answer::Uploaded { .. } | Answer::CheckpointMade { .. } | Answer::Configured)
-            | (Asked::Upload | Asked::Offer, _) => false,
+            | (Asked::Upload | Asked::Offer | Asked::Configure | Asked::Steer { .. }, _) => false,
         };
         Invariant::HonestAnswer.check(is_honest, || format!("{asked:?} was answered {answer:?}"))
     }
 
-    fn is_honest_refusal(
-        &self,
-        new: &NewMessage,
-        refusal: &Refusal,
-        durable: &Tables,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-    ) -> bool {
+    fn is_honest_refusal(&self, new: &NewMessage, refusal: &Refusal, durable: &Tables) -> bool {
         match refusal {
-            Refusal::UnknownAgent => !agents.contains_key(new.session.agent()),
+            Refusal::UnknownAgent => self.may_be_configured(new.session.agent(), false),
             Refusal::NotYourSession => {
                 let owner = durable.sessions.get(&new.session).map(|record| &record.subject);
                 !new.is_operator && owner.is_some_and(|owner| *owner != new.subject)
@@ -288,8 +283,8 @@ impl Checker {
         now: Option<Now>,
     ) -> Checked {
         let Some(now) = now else { return Ok(()) };
-        let mut fresh =
-            Supervisor::new(self.node.clone(), setups(&self.policies), durable.rollouts.clone());
+        let mut fresh = self.rebuilt_supervisor(durable);
+        self.compare_rollouts(running, &fresh, durable)?;
         let ids: Vec<&SessionId> = match only {
             Some(ids) => ids.iter().collect(),
             None => durable.sessions.keys().collect(),

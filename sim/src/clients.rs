@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use dormouse_core::command::Answer;
 use dormouse_core::event::{Attachment, Event, SessionRequest};
-use dormouse_core::id::{MessageId, RequestId, Subject};
+use dormouse_core::id::{AgentName, MessageId, RequestId, SessionId, Subject};
 use dormouse_core::manifest::FileKind;
 use dormouse_core::record::{Idempotency, MessageState};
 
@@ -42,6 +42,10 @@ pub(crate) enum Asked {
         message: MessageId,
     },
     Upload,
+    Configure,
+    Steer {
+        agent: AgentName,
+    },
     /// By a bridge.
     Offer,
 }
@@ -68,11 +72,16 @@ impl World {
             (Fault::RestartedByOperator, SessionRequest::Restart),
         ] {
             if self.fires(fault) {
-                self.ask_of_session(what);
+                let session = self.rng.pick(&self.config.sessions).clone();
+                self.ask_of_session(session, what);
                 return Ok(());
             }
         }
-        if self.fires(Fault::UploadedBySender) {
+        if self.fires(Fault::ConfigRevised) {
+            self.revise();
+        } else if self.fires(Fault::RolloutSteered) {
+            self.steer();
+        } else if self.fires(Fault::UploadedBySender) {
             self.ask_to_upload();
         } else if self.fires(Fault::RestoredByOperator) {
             self.ask_to_restore();
@@ -97,6 +106,11 @@ impl World {
                 self.submit(send);
             }
         }
+    }
+
+    pub(crate) fn send_one(&mut self, which: usize) {
+        let send = self.compose(which);
+        self.submit(send);
     }
 
     /// Adds a message to what there is to send.
@@ -163,11 +177,10 @@ impl World {
         self.plan(self.now + after, Action::ClientRetries { send });
     }
 
-    fn ask_of_session(&mut self, what: SessionRequest) {
+    pub(crate) fn ask_of_session(&mut self, session: SessionId, what: SessionRequest) {
         if !self.engine.is_up() {
             return;
         }
-        let session = self.rng.pick(&self.config.sessions).clone();
         let request = self.ask(Asked::Session);
         let by = self.config.operator.clone();
         self.push_input(Input::Happened(
@@ -216,8 +229,7 @@ impl World {
         if matches!(answer, Answer::Refused(dormouse_core::command::Refusal::QueueFull { .. })) {
             self.faults.count(Fault::QueueFull);
         }
-        let agents = &self.engine.agents;
-        self.checker.answered(&asked, answer, &self.durable, agents)?;
+        self.checker.answered(&asked, answer, &self.durable)?;
         if let Asked::Submit { send, .. } = asked
             && self.fires(Fault::AnswerLost)
         {

@@ -16,7 +16,7 @@ use dormouse_core::event::Event;
 use dormouse_core::id::SessionId;
 
 use crate::bridge::Bridge;
-use crate::engine::{Batch, Engine};
+use crate::engine::Batch;
 use crate::fault::Fault;
 use crate::sabotage::Sabotage;
 use crate::violation::Checked;
@@ -28,7 +28,7 @@ impl World {
             return Ok(());
         }
         let Some(batch) = self.engine.open.take() else { return Ok(()) };
-        let crash_in_recovery = batch.is_recovery && self.fires(Fault::CrashInRecovery);
+        let crash_in_recovery = batch.taken_over.is_some() && self.fires(Fault::CrashInRecovery);
         if crash_in_recovery || self.fires(Fault::CrashBeforeCommit) {
             return self.crash();
         }
@@ -67,15 +67,18 @@ impl World {
             self.durable.apply(write)?;
         }
         let in_touch = self.in_touch_at(batch.begun_at_ms);
+        self.checker.begin_batch();
+        if let Some(setups) = &batch.taken_over {
+            self.checker.configured(setups);
+        }
         for step in &batch.steps {
-            self.checker.committed(step, &self.engine.agents, &in_touch)?;
+            self.checker.committed(step, &in_touch)?;
         }
         self.check_kept(batch)?;
         if batch.has_caught_up {
-            let Engine { agents, is_draining, .. } = &self.engine;
-            self.checker.check_overdue(batch.begun_at_ms, agents, *is_draining)?;
+            self.checker.check_overdue(batch.begun_at_ms, self.engine.is_draining)?;
         }
-        let everything = batch.is_recovery || self.figures.commits.is_multiple_of(32);
+        let everything = batch.taken_over.is_some() || self.figures.commits.is_multiple_of(32);
         let touched = if everything { None } else { Some(touched_by(batch)) };
         self.checker.compare(
             &self.engine.supervisor,

@@ -17,14 +17,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use dormouse_core::command::{Effects, Write};
 use dormouse_core::event::{Attachment, Event, Submission};
 use dormouse_core::id::{AgentName, InstanceId, MessageId, RequestId, SessionId, Subject};
-use dormouse_core::policy::{AgentPolicy, AgentSetup};
+use dormouse_core::policy::AgentSetup;
 use dormouse_core::record::Idempotency;
+use dormouse_core::rollout::Standing;
 use dormouse_core::session::phase::Phase;
 use dormouse_core::supervisor::Supervisor;
 use dormouse_core::time::{Monotonic, Now};
 
 use crate::fault::Fault;
 use crate::hub::LinkId;
+use crate::revisions::Revisions;
 use crate::sabotage::Sabotage;
 use crate::swarm::Config;
 use crate::violation::{Checked, Invariant};
@@ -39,6 +41,8 @@ pub(crate) enum Input {
     Redrive(RequestId, MessageId, Subject),
     /// What to give up, in which session, and whether it was a dead letter when that was looked up.
     Drop(RequestId, MessageId, SessionId, bool, Subject),
+    /// The config was edited.
+    Configure(RequestId),
     /// The driver's list did not show an instance that the store believes in.
     Gone(InstanceId),
 }
@@ -69,7 +73,8 @@ pub(crate) struct Batch {
     pub(crate) steps: Vec<Step>,
     /// Requests that the engine answers itself, because there is nothing to ask the core about.
     pub(crate) refused: Vec<RequestId>,
-    pub(crate) is_recovery: bool,
+    /// The first of a daemon: the config as it read it.
+    pub(crate) taken_over: Option<BTreeMap<AgentName, AgentSetup>>,
     pub(crate) begun_at_ms: u64,
     /// All that had arrived was handled, and then every deadline.
     pub(crate) has_caught_up: bool,
@@ -93,8 +98,6 @@ pub(crate) struct Engine {
     /// Deadlines in a row at which there was nothing to do.
     idle_turns: u64,
     pub(crate) newest_message: u128,
-    /// The agents in the config of this life.
-    pub(crate) agents: BTreeMap<AgentName, AgentPolicy>,
     /// Live according to the store; the driver has not confirmed it yet.
     pub(crate) suspects: BTreeSet<InstanceId>,
     /// Their bridges said hello since the last rebuild, so whatever the driver lists, they live.
@@ -106,13 +109,9 @@ pub(crate) struct Engine {
 const IDLE_TURNS_MAX: u64 = 100;
 
 impl Engine {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, revisions: &Revisions) -> Self {
         Self {
-            supervisor: Supervisor::new(
-                config.node.clone(),
-                setups(&config.agents),
-                BTreeMap::new(),
-            ),
+            supervisor: Supervisor::new(config.node.clone(), revisions.setups(), BTreeMap::new()),
             is_up: true,
             is_draining: false,
             life: 0,
@@ -123,7 +122,6 @@ impl Engine {
             turn_at: None,
             idle_turns: 0,
             newest_message: 0,
-            agents: config.agents.clone(),
             suspects: BTreeSet::new(),
             greeted: BTreeSet::new(),
             is_listing: false,
@@ -140,10 +138,6 @@ impl Engine {
             && self.open.is_none()
             && !self.is_listing
             && self.supervisor.sessions().next().is_none()
-    }
-
-    pub(crate) fn knows_all_agents(&self, config: &Config) -> bool {
-        self.agents.len() == config.agents.len()
     }
 
     pub(crate) fn monotonic(&self, true_ms: u64) -> Monotonic {
@@ -289,6 +283,7 @@ impl World {
             Input::Drop(request, message, session, is_dead, by) => {
                 Event::DropRequested { request, session, message, is_dead, by }
             }
+            Input::Configure(request) => self.configured(request),
             Input::Gone(instance) => {
                 let has_been_heard = self.engine.greeted.contains(&instance);
                 if has_been_heard && !self.is_sabotaged(Sabotage::EngineBelievesTheList) {
@@ -341,7 +336,8 @@ impl World {
             });
         }
         let mut effects = Effects::default();
-        self.engine.supervisor.handle(now, event.clone(), &mut effects);
+        self.engine.supervisor.handle(now, self.as_told(event.clone()), &mut effects);
+        self.doctor(now, &mut effects);
         self.figures.events += 1;
         self.trace.handled(self.now, session.as_ref(), format_args!("{event:?}"), &effects);
         if is_past {
@@ -409,12 +405,6 @@ impl World {
     }
 }
 
-/// Agents in their first revision.
-pub(crate) fn setups(agents: &BTreeMap<AgentName, AgentPolicy>) -> BTreeMap<AgentName, AgentSetup> {
-    let only = |policy: &AgentPolicy| AgentSetup::only(policy.clone());
-    agents.iter().map(|(name, policy)| (name.clone(), only(policy))).collect()
-}
-
 /// A turn, or a life.
 fn begins_something(write: &Write) -> bool {
     match write {
@@ -431,6 +421,7 @@ fn is_start(write: &Write) -> bool {
     match write {
         Write::InsertDecision(decision) => decision.to == Phase::Starting,
         Write::PutSession(record) => record.phase == Phase::Starting,
+        Write::PutRollout { rollout, .. } => matches!(rollout.standing, Standing::Trying { .. }),
         _other => false,
     }
 }

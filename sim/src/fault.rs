@@ -141,6 +141,15 @@ faults! {
     RestartedByOperator = 60,
     Dropped = 60,
     Redriven = 80,
+
+    // The config of agents.
+    /// A new revision, or an earlier one again.
+    ConfigRevised = 90,
+    RevisionBroken = 600,
+    /// And put back by the next edit.
+    AgentTakenOut = 150,
+    /// Paused, resumed, aborted, tried again.
+    RolloutSteered = 120,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

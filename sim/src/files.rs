@@ -232,7 +232,7 @@ impl World {
         let Some(bridge) = self.bridges.get(&id).filter(|bridge| !bridge.is_dead) else { return };
         let instance = bridge.instance.clone();
         let session = instance.session.clone();
-        if !self.config.policy(&session).files.is_kept || !self.engine.is_up() {
+        if !self.policy_of(bridge).files.is_kept || !self.engine.is_up() {
             return;
         }
         let is_open = bridge.link.is_some_and(|link| self.is_whole(link));

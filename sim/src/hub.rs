@@ -15,7 +15,7 @@
 use dormouse_core::command::Command;
 use dormouse_core::event::{AgentState, Event, FilesProblem, FilesProgress, TurnOutcome};
 use dormouse_core::evidence::Evidence;
-use dormouse_core::id::{BootId, InstanceId, TurnId};
+use dormouse_core::id::{BootId, InstanceId, RevisionNumber, TurnId};
 use dormouse_core::manifest::FilesVersion;
 
 use crate::bridge::BridgeId;
@@ -43,9 +43,9 @@ pub(crate) enum Up {
 /// To a bridge.
 #[derive(Debug, Clone)]
 pub(crate) enum Down {
-    Welcome { launch: bool },
+    Welcome { launch: Option<RevisionNumber> },
     Sync { version: FilesVersion },
-    Launch,
+    Launch { revision: RevisionNumber },
     Refused,
     Turn { turn: TurnId, text: String },
     Acknowledge { turn: TurnId },
@@ -254,7 +254,7 @@ impl World {
                 if let Some(id) = self.link_of(instance, Some(*boot)) {
                     let link = self.links.get_mut(&id).expect("the link was just found");
                     link.is_admitted = true;
-                    self.send_down(id, Down::Welcome { launch: launch.is_some() });
+                    self.send_down(id, Down::Welcome { launch: *launch });
                 }
             }
             Command::RefuseBridge { instance, boot, why: _ } => {
@@ -266,7 +266,9 @@ impl World {
             Command::SyncFiles { instance, version } => {
                 self.tell_bridge(instance, Down::Sync { version: *version });
             }
-            Command::LaunchAgent { instance, .. } => self.tell_bridge(instance, Down::Launch),
+            Command::LaunchAgent { instance, revision } => {
+                self.tell_bridge(instance, Down::Launch { revision: *revision });
+            }
             Command::DeliverTurn { instance, turn } => {
                 let row = self.durable.messages.get(&turn.message);
                 let text = row.map(|row| row.record.text.clone()).unwrap_or_default();

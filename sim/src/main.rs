@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Read in this order: `world` (the parts and the agenda) → `engine`, `commit`, `recovery`, `hub`,
-//! `driver`, `bridge`, `agent`, `clients`, `store` (the parts) → `fault` and `swarm` (what goes
-//! wrong) → `checker` (what must hold all the same) → `sabotage` (that the checker bites) → `run`
-//! and `replay` (the commands).
+//! `driver`, `bridge`, `agent`, `clients`, `revisions`, `store` (the parts) → `fault` and `swarm`
+//! (what goes wrong) → `checker` (what must hold all the same) → `sabotage` (that the checker
+//! bites) → `run` and `replay` (the commands).
 //! Owner: this crate is never part of a release binary. Absent: IO of the daemon; its own tests
 //! have that.
 
@@ -26,6 +26,7 @@ mod hub;
 mod prng;
 mod recovery;
 mod replay;
+mod revisions;
 mod run;
 mod sabotage;
 mod store;

@@ -19,7 +19,6 @@ use dormouse_core::id::InstanceId;
 use dormouse_core::policy::NodePolicy;
 use dormouse_core::supervisor::Supervisor;
 
-use crate::engine::setups;
 use crate::engine::{Batch, Input};
 use crate::fault::Fault;
 use crate::sabotage::Sabotage;
@@ -79,6 +78,7 @@ impl World {
         if self.is_sabotaged(Sabotage::StoreForgetsWakes) {
             self.durable.forget_wakes();
         }
+        self.durable.forget_of_rollouts(self.sabotage);
         self.working = self.durable.clone();
         self.engine.is_up = true;
         self.engine.life += 1;
@@ -86,11 +86,9 @@ impl World {
         self.engine.zero_at = i64::try_from(self.now).expect("a run is short") - age;
         self.engine.newest_message =
             self.durable.messages.last_key_value().map_or(0, |newest| newest.0.0);
-        self.engine.agents = self.config.agents.clone();
+        self.revisions.put_back();
         if self.fires(Fault::AgentUnconfigured) {
-            let names: Vec<_> = self.engine.agents.keys().cloned().collect();
-            let gone = self.rng.pick(&names).clone();
-            self.engine.agents.remove(&gone);
+            self.take_out();
         }
         self.rebuild()
     }
@@ -116,18 +114,20 @@ impl World {
     }
 
     /// A new supervisor from the store alone, and then a look at what really runs.
-    fn rebuild(&mut self) -> Checked {
+    pub(crate) fn rebuild(&mut self) -> Checked {
         let now = self.read_clocks();
         self.checker.rebuilt(self.now, now.wall);
         let node: NodePolicy = self.config.node.clone();
-        self.engine.supervisor = {
-            let agents = setups(&self.engine.agents);
-            Supervisor::new(node, agents, self.durable.rollouts.clone())
-        };
+        let setups = self.revisions.setups();
+        self.engine.supervisor =
+            Supervisor::new(node, setups.clone(), self.durable.rollouts.clone());
         if self.engine.is_draining {
             self.engine.supervisor.drain(&mut Effects::default());
         }
-        let mut batch = Batch { is_recovery: true, ..Batch::default() };
+        let mut batch = Batch { taken_over: Some(setups), ..Batch::default() };
+        let mut effects = Effects::default();
+        self.engine.supervisor.note_rollouts(&mut effects);
+        self.take_step(None, now, effects, &mut batch)?;
         for id in self.durable.awake_sessions() {
             let mut stored = self.durable.stored(&id).expect("a session that was listed is there");
             if self.is_sabotaged(Sabotage::StoreReversesQueue) {
@@ -211,6 +211,7 @@ impl World {
             Sabotage::StoreLosesAnswer => |write| matches!(write, Write::AnswerMessage { .. }),
             Sabotage::StoreLosesDecision => |write| matches!(write, Write::InsertDecision(_)),
             Sabotage::StoreLosesExit => |write| matches!(write, Write::InsertExit(_)),
+            Sabotage::StoreLosesRollout => |write| matches!(write, Write::PutRollout { .. }),
             _other => return None,
         };
         self.rng.chance(300).then_some(loss)

@@ -4,7 +4,16 @@
 //! is found guilty of the named invariant (`tests::every_sabotage_is_found`): a checker that cannot
 //! fail proves nothing. Absent: faults; those a correct core survives, these nobody could.
 
+use dormouse_core::command::{Command, Effects, Write};
+use dormouse_core::event::{Event, RolloutRequest};
+use dormouse_core::journal::{Because, Decision, RevisionChange};
+use dormouse_core::rollout::Standing;
+use dormouse_core::session::phase::Phase;
+use dormouse_core::time::Now;
+
+use crate::store::Tables;
 use crate::violation::Invariant;
+use crate::world::World;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sabotage {
@@ -62,6 +71,24 @@ pub(crate) enum Sabotage {
     BridgeSkipsSync,
     /// A checkpoint that is committed holds less than was offered.
     StoreCutsCheckpoint,
+    /// How a roll-out stands is not written down.
+    StoreLosesRollout,
+    /// After a crash nobody knows any more who tries a revision.
+    StoreForgetsTrials,
+    /// What was found bad is not known to be so any more after a crash.
+    StoreForgetsVerdicts,
+    /// An operator's pause is taken for its opposite.
+    EngineResumesForPause,
+    /// A bridge executes the first revision, whatever it was told.
+    BridgeRunsTheFirst,
+    /// Who runs another revision than is wanted is stopped in its turn.
+    CoreStopsOutdated,
+    /// A revision that is wanted is started by all.
+    CoreMovesEverybody,
+    /// The death that a bad revision died is counted as the session's.
+    CoreBlamesSession,
+    /// And the attempt as the message's.
+    CoreBlamesMessage,
 }
 
 impl Sabotage {
@@ -95,7 +122,114 @@ impl Sabotage {
         (Sabotage::BridgeMisquotes, &[Invariant::ReplyIntegrity]),
         (Sabotage::BridgeSkipsSync, &[Invariant::FilesBeforeWork]),
         (Sabotage::StoreCutsCheckpoint, &[Invariant::NothingOverwritten]),
+        (Sabotage::StoreLosesRollout, &[Invariant::Recovery]),
+        (Sabotage::StoreForgetsTrials, &[Invariant::OneAtRisk]),
+        (Sabotage::StoreForgetsVerdicts, &[Invariant::BadRevision]),
+        (Sabotage::EngineResumesForPause, &[Invariant::OneAtRisk]),
+        (Sabotage::BridgeRunsTheFirst, &[Invariant::OneAtRisk]),
+        (Sabotage::CoreStopsOutdated, &[Invariant::NoIdleStopWithWork]),
+        (Sabotage::CoreMovesEverybody, &[Invariant::OneAtRisk]),
+        (Sabotage::CoreBlamesSession, &[Invariant::BoundedRestarts]),
+        (Sabotage::CoreBlamesMessage, &[Invariant::BoundedAttempts]),
     ];
+}
+
+impl World {
+    /// What a sabotaged engine makes of what it is to hand in.
+    pub(crate) fn as_told(&self, mut event: Event) -> Event {
+        if let Event::RolloutRequested { what, .. } = &mut event
+            && *what == RolloutRequest::Pause
+            && self.is_sabotaged(Sabotage::EngineResumesForPause)
+        {
+            *what = RolloutRequest::Resume;
+        }
+        event
+    }
+
+    /// A core that is worse than ours would have said this.
+    pub(crate) fn doctor(&self, now: Now, effects: &mut Effects) {
+        match self.sabotage {
+            Some(Sabotage::CoreStopsOutdated) => self.stop_outdated(now, effects),
+            Some(Sabotage::CoreMovesEverybody) => self.move_everybody(effects),
+            Some(Sabotage::CoreBlamesSession) if has_failed_trial(effects) => {
+                for decision in effects.writes.iter_mut().filter_map(decision_of) {
+                    if let Because::Exited { failures, .. } = &mut decision.because {
+                        *failures += 1;
+                    }
+                }
+            }
+            Some(Sabotage::CoreBlamesMessage) if has_failed_trial(effects) => {
+                for write in &mut effects.writes {
+                    if let Write::ReturnDelivery { excused, .. } = write {
+                        *excused = excused.saturating_sub(1);
+                    }
+                }
+            }
+            _sound => {}
+        }
+    }
+
+    fn stop_outdated(&self, now: Now, effects: &mut Effects) {
+        let supervisor = &self.engine.supervisor;
+        let mut works = supervisor.sessions().filter(|session| {
+            session.phase() == Phase::Awake && session.turn().is_some() && effects.writes.is_empty()
+        });
+        let outdated = works.find_map(|session| {
+            let mut rollouts = supervisor.rollouts();
+            let rollout = rollouts.find(|of| of.0.as_str() == session.id().agent())?.1;
+            let revision = session.revision()?;
+            rollout.is_outdated(session.id(), revision).then_some((session, revision))
+        });
+        let Some((session, revision)) = outdated else { return };
+        effects.writes.push(Write::InsertDecision(Decision {
+            session: session.id().clone(),
+            generation: session.generation(),
+            at: now.wall,
+            from: Phase::Awake,
+            to: Phase::Stopping,
+            because: Because::Revision { change: RevisionChange::Outdated { revision } },
+        }));
+    }
+
+    fn move_everybody(&self, effects: &mut Effects) {
+        for command in &mut effects.commands {
+            if let Command::StartInstance { instance, revision, .. } = command {
+                let mut rollouts = self.engine.supervisor.rollouts();
+                let of_agent = rollouts.find(|of| of.0.as_str() == instance.session.agent());
+                *revision = of_agent.map_or(*revision, |of| of.1.wanted);
+            }
+        }
+    }
+}
+
+impl Tables {
+    /// What a sabotaged store reads back.
+    pub(crate) fn forget_of_rollouts(&mut self, sabotage: Option<Sabotage>) {
+        for rollout in self.rollouts.values_mut() {
+            let is_forgotten = match rollout.standing {
+                Standing::Trying { .. } => sabotage == Some(Sabotage::StoreForgetsTrials),
+                Standing::Bad { .. } => sabotage == Some(Sabotage::StoreForgetsVerdicts),
+                Standing::Untried | Standing::Good | Standing::Aborted { .. } => false,
+            };
+            if is_forgotten {
+                rollout.standing = Standing::Untried;
+            }
+        }
+    }
+}
+
+fn decision_of(write: &mut Write) -> Option<&mut Decision> {
+    match write {
+        Write::InsertDecision(decision) => Some(decision),
+        _other => None,
+    }
+}
+
+fn has_failed_trial(effects: &Effects) -> bool {
+    effects.writes.iter().any(|write| {
+        let Write::InsertDecision(decision) = write else { return false };
+        matches!(decision.because, Because::Revision { change: RevisionChange::Failed { .. } })
+    })
 }
 
 impl std::str::FromStr for Sabotage {

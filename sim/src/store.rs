@@ -308,6 +308,9 @@ impl Tables {
         for record in self.sessions.values_mut() {
             *record = recoded(record)?;
         }
+        for rollout in self.rollouts.values_mut() {
+            *rollout = recoded(rollout)?;
+        }
         let queued: Vec<MessageId> = self.queues.values().flatten().copied().collect();
         for id in queued {
             let row = self.row(id, &[MessageState::Pending, MessageState::Leased])?;

@@ -10,14 +10,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dormouse_core::id::{AgentName, SessionId, Subject};
-use dormouse_core::policy::{AgentPolicy, NodePolicy, RetrySafety};
+use dormouse_core::policy::{AgentPolicy, Canary, NodePolicy, RetrySafety};
 
 use crate::fault::Fault;
 use crate::prng::Prng;
+use crate::revisions::{PONG, Revisions};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) agents: BTreeMap<AgentName, AgentPolicy>,
+    pub(crate) canaries: BTreeMap<AgentName, Canary>,
     pub(crate) node: NodePolicy,
     pub(crate) sessions: Vec<SessionId>,
     pub(crate) subjects: Vec<Subject>,
@@ -47,15 +49,18 @@ impl Config {
         let agents: BTreeMap<AgentName, AgentPolicy> =
             (0..rng.between(1, 3)).map(|n| (name(&format!("agent{n}")), draw_agent(rng))).collect();
         let names: Vec<&AgentName> = agents.keys().collect();
-        let sessions = (0..rng.spread(1, 10))
+        let canaries = draw_canaries(&names, rng);
+        let mut sessions: Vec<SessionId> = (0..rng.spread(1, 10))
             .map(|n| {
                 let agent = rng.pick(&names);
                 SessionId::of(agent, &format!("s{n}")).expect("a letter and a number is a key")
             })
             .collect();
+        sessions.extend(canaries.values().map(|canary| canary.session.clone()));
         let node = draw_node(rng);
         Self {
             agents,
+            canaries,
             node,
             sessions,
             subjects: (0..3).map(|n| subject(&format!("sender{n}"))).collect(),
@@ -78,9 +83,9 @@ impl Config {
 
     /// When a world with so many messages must have come to rest: each limit that a fault may have
     /// left running may run out once, and each message takes its time.
-    pub(crate) fn settled_by_ms(&self, messages: usize) -> u64 {
+    pub(crate) fn settled_by_ms(&self, revisions: &Revisions, messages: usize) -> u64 {
         let longest = |limit: fn(&AgentPolicy) -> Duration| {
-            self.agents.values().map(limit).max().unwrap_or_default()
+            revisions.policies().map(limit).max().unwrap_or_default()
         };
         let limits = longest(|policy| policy.ready_within)
             + longest(|policy| policy.turn_within)
@@ -95,10 +100,6 @@ impl Config {
         let total = limits + AFTERMATH + PER_MESSAGE * messages;
         self.rough_ms + dormouse_core::time::millis(total)
     }
-
-    pub(crate) fn policy(&self, session: &SessionId) -> &AgentPolicy {
-        self.agents.get(session.agent()).expect("every session's agent was drawn with it")
-    }
 }
 
 fn name(text: &str) -> AgentName {
@@ -109,7 +110,7 @@ fn subject(text: &str) -> Subject {
     Subject::new(text).expect("letters and a number are a subject")
 }
 
-fn draw_agent(rng: &mut Prng) -> AgentPolicy {
+pub(crate) fn draw_agent(rng: &mut Prng) -> AgentPolicy {
     let mut span = |first: u64, last: u64| Duration::from_millis(rng.spread(first, last));
     let mut policy = AgentPolicy {
         stop_after: span(500, 1_200_000),
@@ -136,6 +137,19 @@ fn draw_agent(rng: &mut Prng) -> AgentPolicy {
     policy.files.is_kept = rng.chance(400);
     policy.files.keep = rng.between(1, 4);
     policy
+}
+
+/// Some agents have a session that tries what is new, with a turn of its own.
+fn draw_canaries(names: &[&AgentName], rng: &mut Prng) -> BTreeMap<AgentName, Canary> {
+    let mut canaries = BTreeMap::new();
+    for name in names {
+        if rng.chance(300) {
+            let session = SessionId::of(name, "canary").expect("a word is a key");
+            let expects = rng.chance(700).then(|| PONG.to_owned());
+            canaries.insert((*name).clone(), Canary { session, expects });
+        }
+    }
+    canaries
 }
 
 fn draw_node(rng: &mut Prng) -> NodePolicy {

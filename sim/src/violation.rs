@@ -38,6 +38,10 @@ pub(crate) enum Invariant {
     ReplyIntegrity,
     /// I13: one final word per message.
     OneOutcome,
+    /// I14: while something is known to be good, one life at a time tries what is new.
+    OneAtRisk,
+    /// I14: what was found bad is used by nobody, and nothing is called bad without reason.
+    BadRevision,
     /// I15: a daemon that is ending begins nothing.
     Drain,
     /// I18: every change of phase has a decision, every exit its evidence.
@@ -67,6 +71,8 @@ impl Invariant {
             Invariant::NothingOverwritten => "I11 nothing good is overwritten",
             Invariant::ReplyIntegrity => "I12 reply integrity",
             Invariant::OneOutcome => "I13 one visible outcome",
+            Invariant::OneAtRisk => "I14 one at risk",
+            Invariant::BadRevision => "I14 a bad revision stays unused",
             Invariant::Drain => "I15 drain",
             Invariant::Cause => "I18 cause",
             Invariant::Recovery => "I22 recovery",

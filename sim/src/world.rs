@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dormouse_core::event::Event;
-use dormouse_core::id::{InstanceId, TurnId};
+use dormouse_core::id::{AgentName, InstanceId, TurnId};
 use dormouse_core::manifest::FilesVersion;
 use dormouse_core::time::{Monotonic, Now, Wall};
 
@@ -30,6 +30,7 @@ use crate::fault::{Fault, FaultCounts};
 use crate::files::FilesWorld;
 use crate::hub::{Down, Link, LinkId, Up};
 use crate::prng::Prng;
+use crate::revisions::Revisions;
 use crate::sabotage::Sabotage;
 use crate::store::Tables;
 use crate::swarm::Config;
@@ -63,6 +64,7 @@ pub(crate) enum Action {
     SyncEnds { bridge: BridgeId, version: FilesVersion },
     ClientActs,
     ClientRetries { send: usize },
+    RolloutResumes { agent: AgentName },
     WeatherChanges,
     Heals,
 }
@@ -91,6 +93,7 @@ pub(crate) struct World {
     pub(crate) bridges: BTreeMap<BridgeId, Bridge>,
     pub(crate) links: BTreeMap<LinkId, Link>,
     pub(crate) files: FilesWorld,
+    pub(crate) revisions: Revisions,
     pub(crate) clients: Clients,
     pub(crate) checker: Checker,
     pub(crate) trace: Trace,
@@ -120,7 +123,8 @@ impl World {
     pub(crate) fn new(seed: u64, trace: Trace, sabotage: Option<Sabotage>) -> Self {
         let mut rng = Prng::new(seed);
         let config = Config::draw(&mut rng);
-        let engine = Engine::new(&config);
+        let revisions = Revisions::new(&config);
+        let engine = Engine::new(&config, &revisions);
         Self {
             rng,
             now: 0,
@@ -136,6 +140,7 @@ impl World {
             bridges: BTreeMap::new(),
             links: BTreeMap::new(),
             files: FilesWorld::default(),
+            revisions,
             clients: Clients::default(),
             checker: Checker::new(&config),
             trace,
@@ -147,6 +152,7 @@ impl World {
 
     /// From the first request until everything has ended after the last fault.
     pub(crate) fn run(&mut self) -> Checked {
+        self.rebuild()?;
         for _ in 0..self.config.requests {
             let at = self.rng.below(self.config.rough_ms);
             self.plan(at, Action::ClientActs);
@@ -198,6 +204,7 @@ impl World {
             Action::SyncEnds { bridge, version } => self.sync_ends(bridge, version),
             Action::ClientActs => self.client_acts(),
             Action::ClientRetries { send } => self.client_retries(send),
+            Action::RolloutResumes { agent } => self.rollout_resumes(agent),
             Action::WeatherChanges => self.weather_changes(),
             Action::Heals => self.heals(),
         }
@@ -287,9 +294,7 @@ impl World {
 
     fn heals(&mut self) -> Checked {
         self.is_healed = true;
-        if self.engine.is_up() && !self.engine.knows_all_agents(&self.config) {
-            self.crash()?;
-        }
+        self.mend_config()?;
         Ok(())
     }
 
@@ -318,7 +323,8 @@ impl World {
     }
 
     fn check_bounds(&self) -> Checked {
-        let has_time = self.now <= self.config.settled_by_ms(self.durable.messages.len());
+        let messages = self.durable.messages.len();
+        let has_time = self.now <= self.config.settled_by_ms(&self.revisions, messages);
         Invariant::Liveness
             .check(has_time, || format!("too long after the last fault: {}", self.unsettled()))?;
         Invariant::Liveness.check(self.figures.actions <= ACTIONS_MAX, || {
@@ -368,6 +374,7 @@ impl Action {
             | Action::SyncEnds { .. }
             | Action::ClientActs
             | Action::ClientRetries { .. }
+            | Action::RolloutResumes { .. }
             | Action::WeatherChanges
             | Action::Heals => None,
         }

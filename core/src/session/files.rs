@@ -36,6 +36,8 @@ pub(super) struct Files {
     looks: u64,
     /// The newest message that was there when the last look began.
     looked_for: Option<MessageId>,
+    /// What is expected was found out while no inputs were declared.
+    is_without_inputs: bool,
     /// Failures in a row.
     failures: u32,
 }
@@ -87,7 +89,12 @@ impl Session {
         if !self.needs_files(ctx) {
             return true;
         }
-        match self.instance().files.step {
+        let files = &mut self.instance_mut().files;
+        if ctx.policy.files.has_inputs && std::mem::take(&mut files.is_without_inputs) {
+            // The agent was out of the config at that time.
+            files.step = Step::Rest;
+        }
+        match files.step {
             Step::Rest => self.look_at_files(ctx),
             Step::Launched => self.look_again_unless_known(ctx),
             Step::Looking { .. } | Step::Syncing { .. } | Step::Proved => {}
@@ -111,6 +118,7 @@ impl Session {
 
     fn look_at_files(&mut self, ctx: &mut Context<'_>) {
         if !ctx.policy.files.has_inputs {
+            self.instance_mut().files.is_without_inputs = true;
             return self.compare_files(Manifest::default().digest(), ctx);
         }
         let newest = self.queue.messages().last();
@@ -136,15 +144,17 @@ impl Session {
 
     /// The proof was used, for a launch or a lease.
     pub(super) fn use_files(&mut self, ctx: &Context<'_>) {
-        if self.needs_files(ctx) {
-            let uploads = self.files.uploads;
-            let (id, phase) = (self.id.clone(), self.phase);
-            let files = &mut self.instance_mut().files;
-            assert_eq!(files.step, Step::Proved, "{id}: nothing goes on before its files");
-            let applied = files.applied.map(|version| version.uploads);
-            assert_eq!(applied, Some(uploads), "{id}: and not before the newest of them");
-            files.step = if phase == Phase::Starting { Step::Launched } else { Step::Rest };
+        if !self.needs_files(ctx) {
+            // What was found out before is old by the time that they are needed again.
+            return self.instance_mut().files.start_over();
         }
+        let uploads = self.files.uploads;
+        let (id, phase) = (self.id.clone(), self.phase);
+        let files = &mut self.instance_mut().files;
+        assert_eq!(files.step, Step::Proved, "{id}: nothing goes on before its files");
+        let applied = files.applied.map(|version| version.uploads);
+        assert_eq!(applied, Some(uploads), "{id}: and not before the newest of them");
+        files.step = if phase == Phase::Starting { Step::Launched } else { Step::Rest };
     }
 
     pub(super) fn inputs_listed(

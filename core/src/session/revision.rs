@@ -65,13 +65,15 @@ impl Session {
     }
 
     /// `true`: the live instance ends, so that its next turn tries the revision that waits for it.
+    /// One that is held has that turn itself, and the trial comes later.
     pub(super) fn makes_place(&mut self, ctx: &mut Context<'_>) -> bool {
-        if ctx.makes_place {
+        let makes_place = ctx.makes_place && !self.instance().may_be_held(ctx.now.monotonic);
+        if makes_place {
             let change = RevisionChange::Outdated { revision: ctx.revision };
             let because = Because::Revision { change };
             self.begin_stop(StopReason::Revision, because, ctx);
         }
-        ctx.makes_place
+        makes_place
     }
 
     /// `true`: the session rests, and nothing is counted.

@@ -15,6 +15,7 @@ use crate::journal::Because;
 use crate::limits;
 use crate::policy::AgentPolicy;
 use crate::record::StopReason;
+use crate::rollout::Trial;
 use crate::session::phase::Phase;
 use crate::session::{Context, Due, Instance, Link, Session};
 use crate::time::{Monotonic, millis};
@@ -231,7 +232,8 @@ impl Session {
         let within = ctx.policy.ready_within;
         if ctx.now.monotonic >= self.start_due(ctx.policy) {
             let because = Because::NotReadyInTime { within_ms: millis(within) };
-            self.wake_wanted = false;
+            // After a trial it goes on with the good revision, as it was asked to.
+            self.wake_wanted &= ctx.trial == Trial::Canary;
             self.begin_stop(StopReason::StartTimeout, because, ctx);
         }
     }

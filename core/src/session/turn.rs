@@ -92,6 +92,9 @@ impl Session {
     }
 
     fn arrived(&mut self, message: MessageId, position: usize, ctx: &mut Context<'_>) {
+        if self.phase == Phase::Awake {
+            self.touch(ctx.now.monotonic);
+        }
         if ctx.is_draining {
             ctx.effects.tell(message, News::DaemonEnding);
             return;
@@ -104,7 +107,6 @@ impl Session {
                 ctx.effects.tell(message, News::Waking { estimate });
             }
             Phase::Awake => {
-                self.instance_mut().last_activity = ctx.now.monotonic;
                 if position > 0 {
                     ctx.effects.tell(message, News::Queued { ahead: position });
                 }

@@ -6,7 +6,6 @@
 //! Absent: what is in a revision.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use crate::command::{Answer, DeniedBecause, Effects, IgnoredBecause, RequestOutcome, Write};
 use crate::event::{RolloutRequest, Setup};
@@ -98,13 +97,14 @@ impl Supervisor {
         id: &SessionId,
         effects: &mut Effects,
     ) -> (RevisionNumber, Trial) {
-        let sessions = &self.sessions;
-        let has_instance = |id: &SessionId| {
-            sessions.get(id).is_some_and(|slot| slot.session.phase().has_instance())
-        };
         let agent = self.agents.get_mut(id.agent()).expect("only configured agents are started");
+        let wanted = Some(agent.rollout.wanted);
+        let runs_it = |id: &SessionId| {
+            let session = self.sessions.get(id).map(|slot| &slot.session);
+            session.is_some_and(|it| it.phase().has_instance() && it.revision() == wanted)
+        };
         let reserved = agent.setup.canary.as_ref().map(|canary| &canary.session);
-        let (revision, trial) = agent.rollout.of_next_start(id, reserved, has_instance);
+        let (revision, trial) = agent.rollout.of_next_start(id, reserved, runs_it);
         if trial == Trial::Canary {
             agent.rollout.standing = Standing::Trying { session: id.clone() };
             put(id.agent_name(), &agent.rollout, effects);
@@ -141,18 +141,17 @@ impl Supervisor {
         effects: &mut Effects,
     ) {
         self.node = setup.node;
-        let mut before = std::mem::take(&mut self.agents);
-        let mut agents = BTreeMap::new();
+        let before = std::mem::take(&mut self.agents).into_iter();
+        self.other_rollouts.extend(before.map(|(name, agent)| (name, agent.rollout)));
         for (name, setup) in setup.agents {
-            let known = before.remove(&name).map(|agent| agent.rollout);
+            let known = self.other_rollouts.remove(&name);
             let is_new = known.is_none();
             let mut rollout = known.unwrap_or_else(|| Rollout::first(setup.wanted));
             if rollout.want(setup.wanted) || is_new {
                 put(name.clone(), &rollout, effects);
             }
-            agents.insert(name, Agent { setup, rollout, is_kept: true });
+            self.agents.insert(name, Agent { setup, rollout, is_kept: true });
         }
-        self.agents = agents;
         let ids: Vec<_> = self.sessions.keys().cloned().collect();
         ids.iter().for_each(|id| self.settle(id, now, effects));
         effects.answer(request, Answer::Configured);

@@ -526,3 +526,42 @@ fn a_daemon_that_comes_back_asks_again_what_the_workspace_holds() {
         "#]],
     );
 }
+
+#[test]
+fn inputs_that_are_declared_again_are_looked_at_before_the_turn() {
+    check(
+        r#"agent d: files inputs
+           given put a.csv into d/k
+           given send m1 to d/k · bridge attaches · config without d
+           bridge detaches
+           bridge attaches
+           config with d
+           files synced nothing+1
+           inputs are january
+           files synced january+1
+           ready"#,
+        expect![[r#"
+            0s          bridge detaches
+            0s          bridge attaches
+                command: admit d/k#1, boot 1
+                command: sync d/k#1 to nothing+1
+            0s          config with d
+                answer: is in force
+            0s          files synced nothing+1
+                journal: starting: its files were in place after 0 ms
+                command: list inputs of d/k#1, look 2
+            0s          inputs are january
+                command: sync d/k#1 to january+1
+            0s          files synced january+1
+                journal: starting: its files were in place after 0 ms
+                command: launch d/k#1
+            0s          ready
+                journal: starting → awake: the agent was ready after 0 ms
+                journal: awake: m1 was handed to the agent, attempt 1
+                m1 hears: delivered, attempt 1
+                command: deliver m1.1 to d/k#1
+            d/k awake, generation 1
+              m1 with the agent
+        "#]],
+    );
+}

@@ -446,3 +446,28 @@ fn an_idle_limit_shorter_than_that_moment_is_kept_by_an_agent_that_was_just_star
         "#]],
     );
 }
+
+#[test]
+fn a_message_that_a_daemon_takes_while_it_ends_is_activity_too() {
+    check(
+        r#"agent a: idle 5m
+           given send m1 to a/k · bridge attaches · ready · agent answers m1 "1"
+           given the daemon is told to end · +4m
+           send m2 to a/k
+           drop m2
+           +2m"#,
+        expect![[r#"
+            4m          send m2 to a/k
+                answer: accepted m2, next
+                m2 hears: the daemon is ending
+            4m          drop m2
+                journal: awake: ops dropped m2
+                answer: accepted, 0 waiting
+                m2 hears: dropped
+            4m          +2m
+            a/k awake, generation 1
+              m1 answered "1"
+              m2 cancelled
+        "#]],
+    );
+}

@@ -24,6 +24,7 @@
 //! files come 1 of 2 · files synced january+1 · sync january+1 fails "why", retryable
 //! checkpoint offered lineage 0 uploads 1
 //! config a revision 2 · config a revision 2 canary pong · rollout a pauses
+//! config without a · config with a
 //! +5m · nothing runs for 5m · wall clock +1h · wall clock -1h
 //! the daemon dies and comes back · the daemon dies and comes back without agent a
 //! ```

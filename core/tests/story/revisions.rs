@@ -525,3 +525,223 @@ fn a_trial_that_an_operator_stops_says_nothing_and_is_open_to_the_next() {
         "#]],
     );
 }
+
+#[test]
+fn a_trial_that_fails_with_nothing_left_to_do_is_judged_all_the_same() {
+    after_proof(
+        r#"given config a revision 2 canary pong
+           wake a/canary
+           bridge attaches from a/canary
+           ready from a/canary
+           agent exits with 1 from a/canary
+           send m2 to a/canary"#,
+        expect![[r#"
+            0s          wake a/canary
+                journal: a/canary asleep: ops asked to wake it
+                journal: a/canary asleep → starting: it was asked for
+                journal: a/canary starting: it tries revision 2, which nobody had before
+                answer: accepted, 0 waiting
+                command: start a/canary#1 in revision 2
+            0s          bridge attaches from a/canary
+                command: admit a/canary#1, boot 1, execute the agent in revision 2
+            0s          ready from a/canary
+                journal: a/canary starting → awake: the agent was ready after 0 ms
+            0s          agent exits with 1 from a/canary
+                journal: a/canary awake: revision 2 is bad, and is not used: the agent's
+                    program ended by itself: it ended with exit code 1 [app_exit]
+                journal: a/canary awake → asleep: the agent ended with exit code 1 [app_exit]
+                command: release a/canary#1
+            0s          send m2 to a/canary
+                answer: refused, not your session
+            a/canary asleep, generation 1
+            a/one asleep, generation 1
+              m1 answered "1"
+        "#]],
+    );
+}
+
+#[test]
+fn who_was_woken_for_a_trial_that_is_never_ready_is_awake_in_the_good_revision() {
+    after_proof(
+        r#"given config a revision 2
+           wake a/one
+           bridge attaches
+           +2m
+           agent exits with 0, asked by daemon
+           bridge attaches
+           ready"#,
+        expect![[r#"
+            0s          wake a/one
+                journal: asleep: ops asked to wake it
+                journal: asleep → starting: it was asked for
+                journal: starting: it tries revision 2, which nobody had before
+                answer: accepted, 0 waiting
+                command: start a/one#2 in revision 2
+            0s          bridge attaches
+                command: admit a/one#2, boot 1, execute the agent in revision 2
+            0s          +2m
+            2m          …
+                journal: starting → stopping: it was not ready within 2 min
+                command: stop a/one#2, grace 10 s
+            2m          agent exits with 0, asked by daemon
+                journal: stopping: revision 2 is bad, and is not used: the agent did not
+                    become ready in time: it ended with exit code 0 [start_timeout]
+                journal: stopping → asleep: the agent ended with exit code 0, as asked (not
+                    ready in time) [start_timeout]
+                journal: asleep → starting: it was asked for
+                command: release a/one#2
+                command: start a/one#3
+            2m          bridge attaches
+                command: admit a/one#3, boot 1, execute the agent
+            2m          ready
+                journal: starting → awake: the agent was ready after 0 ms
+            a/one awake, generation 3
+              m1 answered "1"
+        "#]],
+    );
+}
+
+#[test]
+fn a_trial_that_a_pause_has_ended_is_open_to_the_next_start() {
+    after_proof(
+        r#"given config a revision 2
+           send m2 to a/one
+           rollout a pauses
+           restart a/one
+           agent exits with 0, asked by daemon
+           rollout a resumes
+           send m3 to a/two"#,
+        expect![[r#"
+            0s          send m2 to a/one
+                journal: a/one asleep → starting: 1 message to answer
+                journal: a/one starting: it tries revision 2, which nobody had before
+                answer: accepted m2, next
+                m2 hears: waking, about 0 ms
+                command: start a/one#2 in revision 2
+            0s          rollout a pauses
+                answer: accepted, 0 waiting
+            0s          restart a/one
+                journal: a/one starting → stopping: ops asked to restart it
+                answer: accepted, 1 waiting
+                command: kill a/one#2
+            0s          agent exits with 0, asked by daemon
+                journal: a/one stopping → asleep: the agent ended with exit code 0, as asked
+                    (restart)
+                journal: a/one asleep → starting: 1 message to answer
+                m2 hears: waking, about 0 ms
+                command: release a/one#2
+                command: start a/one#3
+            0s          rollout a resumes
+                answer: accepted, 0 waiting
+            0s          send m3 to a/two
+                journal: a/two asleep → starting: 1 message to answer
+                journal: a/two starting: it tries revision 2, which nobody had before
+                answer: accepted m3, next
+                m3 hears: waking, about 0 ms
+                command: start a/two#1 in revision 2
+            a/one starting, generation 3
+              m1 answered "1"
+              m2 pending
+            a/two starting, generation 1
+              m3 pending
+        "#]],
+    );
+}
+
+#[test]
+fn an_agent_that_was_out_of_the_config_comes_back_with_what_is_known_of_its_revisions() {
+    after_proof(
+        r#"given config a revision 2
+           given send m2 to a/one · bridge attaches · agent exits with 1
+           given bridge attaches · ready · agent answers m2 "2"
+           config without a
+           config with a
+           send m3 to a/two"#,
+        expect![[r#"
+            0s          config without a
+                answer: is in force
+            0s          config with a
+                answer: is in force
+            0s          send m3 to a/two
+                journal: a/two asleep → starting: 1 message to answer
+                answer: accepted m3, next
+                m3 hears: waking, about 0 ms
+                command: start a/two#1
+            a/one awake, generation 3
+              m1 answered "1"
+              m2 answered "2"
+            a/two starting, generation 1
+              m3 pending
+        "#]],
+    );
+}
+
+#[test]
+fn who_stands_in_line_for_an_agent_that_is_taken_out_waits_until_it_is_back() {
+    check(
+        r#"node: starts at once 1
+           agent a: idle 5m
+           agent b: idle 5m
+           given send m1 to b/one
+           send m2 to a/one
+           config without a
+           given bridge attaches from b/one · ready from b/one
+           +1m
+           config with a"#,
+        expect![[r#"
+            0s          send m2 to a/one
+                answer: accepted m2, next
+                m2 hears: in the line of starts, behind 0
+            0s          config without a
+                answer: is in force
+            0s          +1m
+            1m          config with a
+                journal: a/one asleep → starting: 1 message to answer
+                answer: is in force
+                m2 hears: waking
+                command: start a/one#1
+            a/one starting, generation 1
+              m2 pending
+            b/one awake, generation 1
+              m1 with the agent
+        "#]],
+    );
+}
+
+#[test]
+fn a_canary_session_that_is_held_makes_place_when_nothing_holds_it() {
+    after_proof(
+        r#"given config a revision 1 canary pong
+           given wake a/canary · bridge attaches from a/canary · ready from a/canary
+           given agent holds "tool" for 2m from a/canary
+           config a revision 2 canary pong
+           send m2 to a/canary by ops
+           agent answers m2 "pong"
+           +3m
+           send m3 to a/canary by ops"#,
+        expect![[r#"
+            0s          config a revision 2 canary pong
+                answer: is in force
+            0s          send m2 to a/canary by ops
+                journal: a/canary awake: m2 was handed to the agent, attempt 1
+                answer: accepted m2, next
+                m2 hears: delivered, attempt 1
+                command: deliver m2.1 to a/canary#1
+            0s          agent answers m2 "pong"
+                journal: a/canary awake: m2 was answered in 0 ms (4 bytes)
+                m2 hears: the answer of 1, "pong"
+                command: acknowledge m2.1 to a/canary#1
+            0s          +3m
+            3m          send m3 to a/canary by ops
+                journal: a/canary awake → stopping: it runs revision 1, and another one is in
+                    force
+                answer: accepted m3, next
+                command: stop a/canary#1, grace 10 s
+            a/canary stopping, generation 1
+              m2 answered "pong"
+              m3 pending
+            a/one asleep, generation 1
+              m1 answered "1"
+        "#]],
+    );
+}

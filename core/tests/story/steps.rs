@@ -98,9 +98,20 @@ fn mebibytes(text: &str) -> u64 {
     mebibytes << 20
 }
 
-/// A new config: of one agent, a new revision with the same limits, and maybe a canary turn.
+/// A new config: without an agent, or with it again; or of one agent a new revision with the same
+/// limits, and maybe a canary turn.
 fn config(world: &mut World, words: &[&str]) -> bool {
     let (name, revision, canary) = match words {
+        ["config", "without", name] => {
+            let out = world.agents.remove_entry(*name).expect("the agent is configured");
+            world.taken_out.extend([out]);
+            return reload(world);
+        }
+        ["config", "with", name] => {
+            let back = world.taken_out.remove_entry(*name).expect("the agent was taken out");
+            world.agents.extend([back]);
+            return reload(world);
+        }
         ["config", name, "revision", revision] => (name, revision, None),
         ["config", name, "revision", revision, "canary", expects] => {
             let session = format!("{name}/canary").parse().unwrap();
@@ -114,6 +125,10 @@ fn config(world: &mut World, words: &[&str]) -> bool {
     setup.wanted = RevisionNumber(number(revision));
     setup.policies.insert(setup.wanted, policy);
     setup.canary = canary;
+    reload(world)
+}
+
+fn reload(world: &mut World) -> bool {
     let setup = Box::new(Setup { node: world.node.clone(), agents: world.agents.clone() });
     let request = world.next_request();
     world.handle(Event::Configured { request, setup });

@@ -25,6 +25,8 @@ const WALL_AT_BEGIN: u64 = 1_500_000_000_000;
 pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) agents: BTreeMap<AgentName, AgentSetup>,
+    /// Out of the config for now.
+    pub(crate) taken_out: BTreeMap<AgentName, AgentSetup>,
     pub(crate) node: NodePolicy,
     supervisor: Option<Supervisor>,
     elapsed: Duration,
@@ -48,6 +50,7 @@ impl World {
         Self {
             store: Store::default(),
             agents: [("a".parse().unwrap(), AgentSetup::only(AgentPolicy::default()))].into(),
+            taken_out: BTreeMap::new(),
             node: NodePolicy::default(),
             supervisor: None,
             elapsed: Duration::ZERO,

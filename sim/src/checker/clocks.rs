@@ -5,12 +5,10 @@
 //! daemon does, because time without a daemon is not held against an agent.
 //! Absent: the idle stop and the pauses before a start (`checker::sessions`).
 
-use std::collections::BTreeMap;
-
 use std::time::Duration;
 
 use dormouse_core::event::{AgentState, Event};
-use dormouse_core::id::{AgentName, SessionId};
+use dormouse_core::id::SessionId;
 use dormouse_core::journal::{Because, Decision};
 use dormouse_core::limits;
 use dormouse_core::policy::AgentPolicy;
@@ -28,6 +26,8 @@ pub(super) struct Clocks {
     files_at: u64,
     files_heard_at: u64,
     turn_at: u64,
+    /// The longest silence, and the longest turn, when it began; none, if a daemon before knew.
+    turn_began_with: Option<(Duration, Duration)>,
     progress_at: u64,
     drain_at: u64,
     detached_at: Option<u64>,
@@ -47,6 +47,7 @@ impl Clocks {
             files_at: at,
             files_heard_at: at,
             turn_at: at,
+            turn_began_with: None,
             progress_at: at,
             drain_at: at,
             detached_at: Some(at),
@@ -56,13 +57,26 @@ impl Clocks {
         }
     }
 
+    /// With a new daemon. Why it is being stopped is in its record.
+    pub(super) fn begin_anew(&mut self, at: u64) {
+        let is_too_slow = self.is_too_slow;
+        *self = Self { is_too_slow, ..Self::begun(at) };
+    }
+
     /// From now on the agent has its time to become ready.
     pub(super) fn files_are_there(&mut self, at: u64) {
         self.files_at = at;
     }
 
-    pub(super) fn turn_begins(&mut self, at: u64) {
+    pub(super) fn turn_begins(&mut self, at: u64, policy: &AgentPolicy) {
         (self.turn_at, self.progress_at) = (at, at);
+        self.turn_began_with = Some((policy.stuck_after, policy.turn_within));
+    }
+
+    /// Of what it began with, and what is in force, each time the longer one.
+    fn turn_limits(&self, policy: &AgentPolicy) -> (Duration, Duration) {
+        let (stuck_after, turn_within) = self.turn_began_with.unwrap_or_default();
+        (stuck_after.max(policy.stuck_after), turn_within.max(policy.turn_within))
     }
 
     /// What the bridge was known to hold before may be given up by now.
@@ -118,14 +132,15 @@ impl Watch {
         let is_over = |since: u64, limit| at >= since + millis(limit);
         let is_unreachable =
             clocks.detached_at.is_some_and(|since| is_over(since, policy.reattach_within));
-        let is_stuck = is_over(clocks.progress_at, policy.stuck_after) && !self.may_be_silent(at);
+        let (stuck_after, turn_within) = clocks.turn_limits(policy);
+        let is_stuck = is_over(clocks.progress_at, stuck_after) && !self.may_be_silent(at);
         match self.phase {
             Phase::Starting if is_over(self.start_since(), self.start_limit(policy)) => {
                 Some("ready")
             }
             Phase::Awake | Phase::Draining if is_unreachable => Some("reattach"),
             Phase::Awake if self.turn.is_some() && is_stuck => Some("stuck"),
-            Phase::Awake if self.turn.is_some() && is_over(clocks.turn_at, policy.turn_within) => {
+            Phase::Awake if self.turn.is_some() && is_over(clocks.turn_at, turn_within) => {
                 Some("turn")
             }
             Phase::Awake if self.is_idle_for_good(policy, at) => Some("idle"),
@@ -152,9 +167,7 @@ impl Watch {
 
     /// Files have their own silence, and then the agent has its time.
     fn start_limit(&self, policy: &AgentPolicy) -> Duration {
-        let files = policy.files;
-        let may_wait = files.has_inputs || files.is_kept || self.has_files;
-        let silence = if may_wait { limits::FILES_SILENT_WITHIN } else { Duration::ZERO };
+        let silence = if self.has_files { limits::FILES_SILENT_WITHIN } else { Duration::ZERO };
         policy.ready_within + silence
     }
 
@@ -180,9 +193,9 @@ impl Watch {
         let (since, limit, is_excused) = match &decision.because {
             Because::NotReadyInTime { .. } => (clocks.files_at, policy.ready_within, false),
             Because::TurnStuck { .. } => {
-                (clocks.progress_at, policy.stuck_after, self.may_be_silent(at))
+                (clocks.progress_at, clocks.turn_limits(policy).0, self.may_be_silent(at))
             }
-            Because::TurnTooLong { .. } => (clocks.turn_at, policy.turn_within, false),
+            Because::TurnTooLong { .. } => (clocks.turn_at, clocks.turn_limits(policy).1, false),
             Because::DrainTimeUp { .. } => (clocks.drain_at, policy.drain_within, false),
             Because::BridgeUnreachable { .. } => {
                 let since = clocks.detached_at.unwrap_or(at);
@@ -218,10 +231,10 @@ const AGENT_SESSIONS: usize = 5;
 
 impl Checker {
     /// After a step: who wants to be started since when.
-    pub(super) fn note_wants(&mut self, agents: &BTreeMap<AgentName, AgentPolicy>) {
+    pub(super) fn note_wants(&mut self) {
         self.steps += 1;
         for (id, watch) in &mut self.watches {
-            let is_wanted = watch.wants_start() && agents.contains_key(id.agent());
+            let is_wanted = watch.wants_start() && self.revisions.is_configured(id);
             let since = watch.clocks.wanted_since.unwrap_or(self.steps);
             watch.clocks.wanted_since = is_wanted.then_some(since);
         }
@@ -295,16 +308,9 @@ impl Checker {
     }
 
     /// The daemon has handled everything that there was at `at`: nothing is overdue.
-    pub(crate) fn check_overdue(
-        &self,
-        at: u64,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-        is_draining: bool,
-    ) -> Checked {
-        let leftover = AgentPolicy::default();
+    pub(crate) fn check_overdue(&self, at: u64, is_draining: bool) -> Checked {
         for (id, watch) in &self.watches {
-            let policy = agents.get(id.agent()).unwrap_or(&leftover);
-            let overdue = watch.run_out(policy, at);
+            let overdue = watch.run_out(&self.idle_policy(id), at);
             Invariant::Liveness.check(overdue.is_none(), || {
                 format!("{id}: its limit {overdue:?} has run out, and it is still {}", watch.phase)
             })?;

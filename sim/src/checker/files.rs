@@ -43,14 +43,9 @@ impl FilesBooks {
     }
 
     /// What is left of an agent that is not configured any more has nothing declared.
-    pub(super) fn leased(
-        &mut self,
-        session: &SessionId,
-        turn: TurnId,
-        policy: Option<FilesPolicy>,
-    ) {
+    pub(super) fn leased(&mut self, session: &SessionId, turn: TurnId, policy: FilesPolicy) {
         let record = self.records.get(session).copied().unwrap_or_default();
-        self.at_lease.insert(turn, (record, policy.unwrap_or_default()));
+        self.at_lease.insert(turn, (record, policy));
     }
 
     pub(super) fn turn_ended(&mut self, session: &SessionId, at: u64) {

@@ -1,16 +1,17 @@
 //! The judge of pauses: failures are counted, and each costs what it must.
 //!
 //! Owner: `checker::sessions`. Invariant: the numbers are stated here anew, and not taken from the
-//! core. Absent: which ends are failures.
+//! core. Absent: what happens in a pause.
 
 use std::time::Duration;
 
-use dormouse_core::journal::Decision;
+use dormouse_core::evidence::{AskedBy, End};
+use dormouse_core::journal::{Because, Decision, ExitSummary};
 use dormouse_core::policy::AgentPolicy;
 use dormouse_core::session::phase::Phase;
 use dormouse_core::time::{Wall, millis};
 
-use super::sessions::Watch;
+use super::sessions::{Wake, Watch};
 use crate::engine::Step;
 use crate::violation::{Checked, Invariant};
 
@@ -25,17 +26,66 @@ pub(super) struct Pause {
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
 pub(super) const PROBE_MAX: Duration = Duration::from_secs(60 * 60);
 /// What a decision says of an end.
-pub(super) struct Ended {
-    pub(super) failed: bool,
+struct Ended {
+    failed: bool,
     /// The life was as long as the breaker's window.
-    pub(super) was_long: bool,
-    pub(super) failures: u32,
-    pub(super) restart_at: Option<Wall>,
+    was_long: bool,
+    failures: u32,
+    restart_at: Option<Wall>,
+}
+
+/// What a trial broke is not held against its session.
+pub(super) fn check_end(
+    decision: &Decision,
+    watch: &mut Watch,
+    step: &Step,
+    policy: &AgentPolicy,
+    has_failed_trial: bool,
+) -> Checked {
+    match &decision.because {
+        Because::Exited { summary, failures, restart_at } => {
+            watch.wake = watch.wake.after_exit(summary, has_failed_trial);
+            let is_failure = summary.cause.is_some() || (watch.had_work && is_unwanted(summary));
+            let end = Ended {
+                failed: is_failure && !has_failed_trial,
+                was_long: watch.has_lived(policy.breaker.window, step.at_ms),
+                failures: *failures,
+                restart_at: *restart_at,
+            };
+            check_failure(decision, watch, step, policy, &end)
+        }
+        Because::StartFailed { failures, restart_at, .. } => {
+            watch.never_started.insert(decision.generation);
+            if has_failed_trial {
+                watch.wake = watch.wake.after_trial();
+            } else if decision.from == Phase::Starting {
+                watch.wake = Wake::NotAsked;
+            }
+            let end = Ended {
+                failed: !has_failed_trial,
+                was_long: false,
+                failures: *failures,
+                restart_at: *restart_at,
+            };
+            check_failure(decision, watch, step, policy, &end)
+        }
+        _no_end => Ok(()),
+    }
+}
+
+/// An end that nobody's order explains. With work left it costs a pause like a failure.
+fn is_unwanted(summary: &ExitSummary) -> bool {
+    let is_paced_already = match summary.asked_by {
+        Some(AskedBy::Signal) => false,
+        Some(AskedBy::OrphanLimit) => true,
+        Some(AskedBy::Daemon | AskedBy::Driver) | None => summary.end == End::NeverLaunched,
+    };
+    summary.stop.is_none() && !is_paced_already
 }
 
 /// Failures are counted, from the second one on each costs a longer pause, and from the breaker's
 /// intensity on the next start is a probe.
-pub(super) fn check_failure(
+fn check_failure(
     decision: &Decision,
     watch: &mut Watch,
     step: &Step,

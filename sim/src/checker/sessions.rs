@@ -9,18 +9,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dormouse_core::command::Write;
 use dormouse_core::event::{Event, SessionRequest};
-use dormouse_core::evidence::{AskedBy, End};
-use dormouse_core::id::{AgentName, Generation, InstanceId, MessageId, SessionId, TurnId};
+use dormouse_core::id::{Generation, InstanceId, MessageId, SessionId, TurnId};
 use dormouse_core::journal::{Because, Decision, ExitSummary, FilesChange};
 use dormouse_core::limits;
-use dormouse_core::policy::{AgentPolicy, RetrySafety};
+use dormouse_core::policy::RetrySafety;
 use dormouse_core::record::{FilesRecord, SessionRecord};
 use dormouse_core::session::phase::Phase;
 use dormouse_core::time::{Wall, millis};
 
 use super::Checker;
 use super::clocks::Clocks;
-use super::pauses::{Ended, PAUSE_MAX, PROBE_MAX, Pause, check_failure};
+use super::pauses::{PAUSE_MAX, PROBE_MAX, Pause, check_end};
 use super::starts::{check_idle_stop, check_start};
 use crate::engine::Step;
 use crate::store::Tables;
@@ -45,12 +44,12 @@ pub(super) struct Watch {
     /// Starts since something other than a failure happened.
     pub(super) starts: Vec<u64>,
     /// Starts that the driver said had failed: nothing was there, so there is no evidence.
-    never_started: BTreeSet<Generation>,
+    pub(super) never_started: BTreeSet<Generation>,
     /// It was wanted when its newest exit was written down: for messages, or by an operator.
-    had_work: bool,
+    pub(super) had_work: bool,
     decisions: u64,
     pub(super) wake: Wake,
-    /// Something was put into it, or kept of it.
+    /// Something was put into it, or kept of it, or declared for it.
     pub(super) has_files: bool,
 }
 
@@ -72,12 +71,18 @@ pub(super) enum Wake {
 
 impl Wake {
     /// A start that failed is an answer too, and told as one. One that nobody wanted to end is not.
-    fn after_exit(self, summary: &ExitSummary) -> Self {
+    pub(super) fn after_exit(self, summary: &ExitSummary, has_failed_trial: bool) -> Self {
         match self {
+            _of_trial if has_failed_trial => self.after_trial(),
             Wake::BeingMet if summary.cause.is_none() && summary.stop.is_none() => Wake::Owed,
             Wake::BeingMet => Wake::NotAsked,
             other => other,
         }
+    }
+
+    /// The session goes on with what is good.
+    pub(super) fn after_trial(self) -> Self {
+        if self == Wake::BeingMet { Wake::Owed } else { self }
     }
 }
 
@@ -107,7 +112,7 @@ impl Watch {
         }
     }
 
-    fn hears(&mut self, event: &Event, at: u64) {
+    fn hears(&mut self, event: &Event, at: u64, is_configured: bool) {
         let is_current = |instance: &InstanceId| {
             instance.generation == self.generation && self.phase.has_instance()
         };
@@ -129,7 +134,7 @@ impl Watch {
                 self.holds.insert(name.clone(), Hold { until: at + lasts, is_of_the_past: false });
             }
             Event::SessionRequested { what: SessionRequest::Wake, .. }
-                if self.phase == Phase::Awake =>
+                if self.phase == Phase::Awake && is_configured =>
             {
                 self.active_at = at;
             }
@@ -193,22 +198,22 @@ impl Watch {
 
 impl Checker {
     /// A batch with this step in it is on disk.
-    pub(crate) fn committed(
-        &mut self,
-        step: &Step,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-        in_touch: &BTreeSet<SessionId>,
-    ) -> Checked {
+    pub(crate) fn committed(&mut self, step: &Step, in_touch: &BTreeSet<SessionId>) -> Checked {
         self.in_touch.clone_from(in_touch);
         if let Some(event) = &step.event
             && let Some(session) = event.session()
         {
-            self.watch(session).hears(event, step.at_ms);
+            let is_configured = self.revisions.is_configured(session);
+            self.watch(session).hears(event, step.at_ms, is_configured);
+        }
+        if let Some(event) = &step.event {
+            self.revisions_hear(event);
         }
         for write in &step.effects.writes {
-            self.entered(write, step, agents)?;
+            self.entered(write, step)?;
         }
-        self.note_wants(agents);
+        self.check_orders(step)?;
+        self.note_wants();
         Ok(())
     }
 
@@ -219,12 +224,7 @@ impl Checker {
         self.watches.get_mut(session).expect("it was just put there")
     }
 
-    fn entered(
-        &mut self,
-        write: &Write,
-        step: &Step,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-    ) -> Checked {
+    fn entered(&mut self, write: &Write, step: &Step) -> Checked {
         match write {
             Write::InsertMessage(record) => {
                 self.files.accepted(record.id, step.at_ms);
@@ -235,36 +235,47 @@ impl Checker {
                 }
             }
             Write::LeaseDelivery { turn, .. } => {
-                if let Some(session) = self.session_of(turn.message) {
-                    let declared = agents.get(session.agent()).map(|policy| policy.files);
-                    self.files.leased(&session, *turn, declared);
-                }
-                let Some(watch) = self.watch_of(turn.message) else { return Ok(()) };
+                let Some(session) = self.session_of(turn.message) else { return Ok(()) };
+                let policy = self.policy_of(&session);
+                self.files.leased(&session, *turn, policy.files);
+                let watch = self.watch(&session);
                 watch.turn = Some(*turn);
                 watch.active_at = step.at_ms;
-                watch.clocks.turn_begins(step.at_ms);
+                watch.clocks.turn_begins(step.at_ms, &policy);
             }
             Write::ReturnDelivery { message, excused, .. } => {
                 self.note_turn_end(*message, step.at_ms);
+                let is_excused = self.revisions.is_excused_more(*message, *excused);
+                self.check_excuse(*message, Some(*excused))?;
                 let turn = self.watch_of(*message).and_then(|watch| watch.turn.take());
-                return self.check_attempts(*message, turn, *excused);
+                return self.check_attempts(*message, turn, *excused, is_excused);
             }
             Write::AnswerMessage { turn, generation, text, .. } => {
                 self.check_outcome(*turn, *generation, text)?;
                 self.note_turn_end(turn.message, step.at_ms);
+                if let Some(id) = self.session_of(turn.message) {
+                    self.revision_answered(&id, text)?;
+                }
                 if let Some(watch) = self.watch_of(turn.message) {
                     watch.ends_message(turn.message);
                     watch.failures = 0;
                     watch.start_over();
                 }
             }
-            Write::BuryMessage { message, .. } | Write::CancelMessage { message, .. } => {
+            // It was with nobody.
+            Write::CancelMessage { message, .. } => {
+                if let Some(watch) = self.watch_of(*message) {
+                    watch.ends_message(*message);
+                }
+            }
+            Write::BuryMessage { message, .. } => {
+                self.check_excuse(*message, None)?;
                 self.note_turn_end(*message, step.at_ms);
                 if let Some(watch) = self.watch_of(*message) {
                     watch.ends_message(*message);
                 }
             }
-            Write::InsertDecision(decision) => return self.decided(decision, step, agents),
+            Write::InsertDecision(decision) => return self.decided(decision, step),
             Write::PutSession(record) => return self.check_record(record),
             Write::InsertExit(exit) => {
                 let watch = self.watch(&exit.session);
@@ -273,8 +284,8 @@ impl Checker {
             Write::InsertUpload(record) => self.files.uploaded(&record.session, record.number),
             Write::MarkRedriven { .. }
             | Write::DropDeadLetter { .. }
-            | Write::InsertCheckpoint { .. }
-            | Write::PutRollout { .. } => {}
+            | Write::InsertCheckpoint { .. } => {}
+            Write::PutRollout { agent, rollout } => return self.check_rollout(agent, rollout),
         }
         Ok(())
     }
@@ -289,14 +300,21 @@ impl Checker {
     }
 
     /// A message that is to be tried again may be tried again.
-    fn check_attempts(&self, message: MessageId, turn: Option<TurnId>, excused: u32) -> Checked {
+    fn check_attempts(
+        &self,
+        message: MessageId,
+        turn: Option<TurnId>,
+        excused: u32,
+        is_excused: bool,
+    ) -> Checked {
         let session = self.watches.iter().find(|watch| watch.1.queue.contains(&message));
-        let policy = session.and_then(|session| self.policies.get(session.0.agent()));
+        let policy = session.map(|session| self.policy_of(session.0));
         let (Some(turn), Some(policy)) = (turn, policy) else {
             return Err(Invariant::Conservation.broken(format!("{message} was not leased")));
         };
         let counted = turn.attempt - excused;
-        Invariant::BoundedAttempts.check(counted < policy.attempts, || {
+        // What is not counted exhausts nothing, whatever the config allows by now.
+        Invariant::BoundedAttempts.check(is_excused || counted < policy.attempts, || {
             format!("{turn} is to be tried again after {counted} of {}", policy.attempts)
         })?;
         Invariant::BoundedAttempts.check(policy.retry == RetrySafety::Safe, || {
@@ -310,7 +328,7 @@ impl Checker {
         }
     }
 
-    fn session_of(&self, message: MessageId) -> Option<SessionId> {
+    pub(super) fn session_of(&self, message: MessageId) -> Option<SessionId> {
         let watch = self.watches.iter().find(|watch| watch.1.queue.contains(&message));
         watch.map(|watch| watch.0.clone())
     }
@@ -332,20 +350,18 @@ impl Checker {
         })
     }
 
-    fn decided(
-        &mut self,
-        decision: &Decision,
-        step: &Step,
-        agents: &BTreeMap<AgentName, AgentPolicy>,
-    ) -> Checked {
+    fn decided(&mut self, decision: &Decision, step: &Step) -> Checked {
         let at = step.at_ms;
         let id = &decision.session;
-        let policy = agents.get(id.agent()).cloned().unwrap_or_default();
+        let policy = self.policy_of(id);
         if decision.to == Phase::Starting && decision.from != Phase::Starting {
             self.check_line(id)?;
             self.note_restart(id, at)?;
         }
         self.note_start(decision);
+        self.check_outdated_stop(decision, at)?;
+        self.revision_decided(decision)?;
+        let (has_failed_trial, is_canary) = (self.has_failed_trial(id), self.is_canary(id));
         let is_in_touch = self.in_touch.contains(id);
         let watch = self.watch(id);
         watch.check_clock(decision, &policy, at)?;
@@ -361,6 +377,7 @@ impl Checker {
             Because::WasIdle { .. } => check_idle_stop(id, watch, &policy, at, is_in_touch)?,
             Because::MessagesWait { .. } | Because::WakeWanted => check_start(decision, watch, at)?,
             Because::BackoffEnded => watch.ends_pause(id, at)?,
+            Because::NotReadyInTime { .. } if is_canary => watch.wake = watch.wake.after_trial(),
             Because::BecameReady { .. } => {
                 watch.active_at = at;
                 watch.wake = Wake::NotAsked;
@@ -373,21 +390,8 @@ impl Checker {
                 watch.start_over();
                 watch.wake = if is_stop { Wake::NotAsked } else { Wake::Owed };
             }
-            Because::Exited { summary, failures, restart_at } => {
-                watch.wake = watch.wake.after_exit(summary);
-                let failed = summary.cause.is_some() || (watch.had_work && is_unwanted(summary));
-                let was_long = watch.has_lived(policy.breaker.window, at);
-                let end = Ended { failed, was_long, failures: *failures, restart_at: *restart_at };
-                check_failure(decision, watch, step, &policy, &end)?;
-            }
-            Because::StartFailed { failures, restart_at, .. } => {
-                watch.never_started.insert(decision.generation);
-                if decision.from == Phase::Starting {
-                    watch.wake = Wake::NotAsked;
-                }
-                let (failures, restart_at) = (*failures, *restart_at);
-                let end = Ended { failed: true, was_long: false, failures, restart_at };
-                check_failure(decision, watch, step, &policy, &end)?;
+            Because::Exited { .. } | Because::StartFailed { .. } => {
+                check_end(decision, watch, step, &policy, has_failed_trial)?;
             }
             _other => {}
         }
@@ -416,7 +420,7 @@ impl Checker {
         let wall_clock_moved = std::mem::take(&mut self.wall_clock_moves) > 0;
         for watch in self.watches.values_mut() {
             watch.active_at = at;
-            watch.clocks = Clocks::begun(at);
+            watch.clocks.begin_anew(at);
             watch.holds.values_mut().for_each(|hold| hold.is_of_the_past = true);
             if let Some(pause) = &mut watch.pause {
                 let longest = if pause.is_probe { PROBE_MAX } else { PAUSE_MAX };
@@ -457,14 +461,4 @@ impl Checker {
             format!("{session}: on disk wait {on_disk:?}, by the books {booked:?}")
         })
     }
-}
-
-/// An end that nobody's order explains. With work left it costs a pause like a failure.
-fn is_unwanted(summary: &ExitSummary) -> bool {
-    let is_paced_already = match summary.asked_by {
-        Some(AskedBy::Signal) => false,
-        Some(AskedBy::OrphanLimit) => true,
-        Some(AskedBy::Daemon | AskedBy::Driver) | None => summary.end == End::NeverLaunched,
-    };
-    summary.stop.is_none() && !is_paced_already
 }

@@ -22,20 +22,24 @@ pub(super) fn check_idle_stop(
     if !watch.queue.is_empty() || watch.turn.is_some() {
         return broken(format!("idle, and {:?} wait", watch.queue));
     }
+    check_not_held(id, watch, at, is_in_touch)?;
+    let idle_ms = at - watch.active_at;
+    if idle_ms < millis(policy.stop_after) {
+        return broken(format!("idle for {idle_ms} ms of {:?}", policy.stop_after));
+    }
+    Ok(())
+}
+
+/// Nothing that its agent has said keeps it awake.
+pub(super) fn check_not_held(id: &SessionId, watch: &Watch, at: u64, is_in_touch: bool) -> Checked {
     let is_true = |name: &str| watch.true_holds.get(name).is_some_and(|until| *until > at);
     // What was said to an earlier supervisor may be lost on a connection that is broken unnoticed.
     let is_excused = watch.clocks.knows_holds(at) && !is_in_touch;
     let counts = |hold: &Hold| !hold.is_of_the_past || !is_excused;
     let mut holds = watch.holds.iter();
     let holding = holds.find(|(name, hold)| hold.until > at && counts(hold) && is_true(name));
-    if let Some((name, hold)) = holding {
-        return broken(format!("idle, and {name:?} holds it for {} ms more", hold.until - at));
-    }
-    let idle_ms = at - watch.active_at;
-    if idle_ms < millis(policy.stop_after) {
-        return broken(format!("idle for {idle_ms} ms of {:?}", policy.stop_after));
-    }
-    Ok(())
+    Invariant::NoIdleStopWithWork
+        .check(holding.is_none(), || format!("{id}: stopped, and {holding:?} holds it"))
 }
 
 pub(super) fn check_start(decision: &Decision, watch: &mut Watch, at: u64) -> Checked {
