@@ -125,23 +125,10 @@ impl Stage {
 
     /// The config as the session's gateway has it.
     fn config_of(&self, session: &str) -> PathBuf {
-        let key = session.split_once('/').expect("AGENT/KEY").1;
-        let of_session = |path: &Path| {
-            path.ends_with(".openclaw/openclaw.json") && path.iter().any(|part| part == key)
-        };
-        walk(self.daemon.data(), &of_session).expect("its workspace has it")
+        let (_, _, gateway) = self.daemon.instance_of(session);
+        let workspace = fs::read_link(format!("/proc/{}/cwd", gateway.pid)).unwrap();
+        workspace.join(".openclaw/openclaw.json")
     }
-}
-
-/// The first file below it that will do.
-fn walk(folder: &Path, will_do: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
-    let mut entries: Vec<PathBuf> =
-        fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    entries.sort();
-    entries.into_iter().find_map(|path| match path.is_dir() {
-        true => walk(&path, will_do),
-        false => will_do(&path).then_some(path),
-    })
 }
 
 fn written(template: &Value, model_url: &str) -> String {

@@ -3,9 +3,9 @@
 //! Owner: `instance`; the talking is done by one task at a time, which says [`HttpSaid`]s.
 //! Invariants: ready means that the agent's application answered well, not that its port is open;
 //! a turn is one request that reaches the agent, never repeated from here; while its port is
-//! closed the turn waits; a connection that breaks is not a verdict at once, because a dying agent's
-//! sockets close before its end is seen (see [`SETTLE_SPAN`]), and then it is an attempt that was
-//! cut short, like a death.
+//! closed the turn waits; a connection that breaks is not a verdict at once, because a dying
+//! agent's sockets close before its end is seen (see [`SETTLE_SPAN`]), and then it is an attempt
+//! that was cut short, like a death.
 //! Absent: processes, turns' texts, time limits of turns.
 
 use std::collections::BTreeMap;

@@ -120,16 +120,6 @@ impl Instance {
         self.holds.held_until(now).max(Some(heard_from).filter(|from| *from > now))
     }
 
-    /// Its bridge has said that something holds it, or has not had the time to say so.
-    pub(super) fn may_be_held(&self, now: Monotonic) -> bool {
-        match self.link {
-            Link::Attached { holds_known_at } if now >= holds_known_at => {
-                self.holds.held_until(now).is_some()
-            }
-            Link::Attached { .. } | Link::Detached { .. } => true,
-        }
-    }
-
     /// When nothing will have needed it for the whole idle limit. `None`: only its bridge could
     /// tell what holds it, and that is away.
     pub(super) fn idle_at(&self, now: Monotonic, policy: &AgentPolicy) -> Option<Monotonic> {

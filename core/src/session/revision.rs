@@ -65,15 +65,14 @@ impl Session {
     }
 
     /// `true`: the live instance ends, so that its next turn tries the revision that waits for it.
-    /// One that is held has that turn itself, and the trial comes later.
+    /// A hold does not keep it: a session that is there for trials does nobody's work.
     pub(super) fn makes_place(&mut self, ctx: &mut Context<'_>) -> bool {
-        let makes_place = ctx.makes_place && !self.instance().may_be_held(ctx.now.monotonic);
-        if makes_place {
+        if ctx.makes_place {
             let change = RevisionChange::Outdated { revision: ctx.revision };
             let because = Because::Revision { change };
             self.begin_stop(StopReason::Revision, because, ctx);
         }
-        makes_place
+        ctx.makes_place
     }
 
     /// `true`: the session rests, and nothing is counted.

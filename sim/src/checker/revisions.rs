@@ -18,7 +18,7 @@ use dormouse_core::supervisor::Supervisor;
 
 use super::Checker;
 use super::rollout::{Book, Life, Standing};
-use super::starts::{check_idle_stop, check_not_held};
+use super::starts::check_idle_stop;
 use crate::engine::Step;
 use crate::store::Tables;
 use crate::violation::{Checked, Invariant};
@@ -339,10 +339,10 @@ impl Checker {
         if self.revisions.makes_place(id) && !self.watch(id).queue.is_empty() {
             let watch = self.watch(id);
             let turn = watch.turn;
-            Invariant::NoIdleStopWithWork.check(turn.is_none(), || {
+            // A hold does not keep it: a session that is there for trials does nobody's work.
+            return Invariant::NoIdleStopWithWork.check(turn.is_none(), || {
                 format!("{id} makes place for a trial in its turn {turn:?}")
-            })?;
-            return check_not_held(id, watch, at, is_in_touch);
+            });
         }
         Invariant::NoIdleStopWithWork.check(self.revisions.is_outdated(id), || {
             format!("{id} is stopped for its revision: {:?}", self.revisions.of(id))

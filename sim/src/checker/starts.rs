@@ -31,7 +31,7 @@ pub(super) fn check_idle_stop(
 }
 
 /// Nothing that its agent has said keeps it awake.
-pub(super) fn check_not_held(id: &SessionId, watch: &Watch, at: u64, is_in_touch: bool) -> Checked {
+fn check_not_held(id: &SessionId, watch: &Watch, at: u64, is_in_touch: bool) -> Checked {
     let is_true = |name: &str| watch.true_holds.get(name).is_some_and(|until| *until > at);
     // What was said to an earlier supervisor may be lost on a connection that is broken unnoticed.
     let is_excused = watch.clocks.knows_holds(at) && !is_in_touch;
