@@ -92,6 +92,8 @@ impl RevisionBooks {
             self.opened += 1;
             let book = Book::new(setup, self.opened);
             self.by_agent.insert(name.clone(), book);
+            // Until now in this batch, nobody had heard of it.
+            self.in_batch.1.insert(name.clone());
         }
         self.note_configured();
     }
