@@ -141,7 +141,7 @@ fn the_schema_of_the_config_names_the_effect_of_each_setting() {
     let schema: serde_json::Value = serde_json::from_str(&out).unwrap();
     let agent = &schema["properties"]["agents"]["additionalProperties"]["properties"];
     let effect = &agent["turn"]["properties"]["within"]["x-effect"];
-    assert_eq!((code, effect), (0, &serde_json::json!("next_turn")));
+    assert_eq!((code, effect), (0, &serde_json::json!("live")));
     assert_eq!(schema["properties"]["server"]["properties"]["listen"]["default"], "127.0.0.1:7766");
     let (code, out, _) = run(dormouse(&["config", "schema"]));
     assert!(code == 0 && out.contains("agents.NAME.turn.within"), "{out}");

@@ -173,6 +173,21 @@ fn a_hangup_reads_the_file_at_once() {
 }
 
 #[test]
+fn a_command_in_a_terminal_ends_with_it_unless_it_is_told_to_survive() {
+    let mut daemon = Setup::built_in().prepare();
+    daemon.start_again();
+    daemon.signal(Signal::HUP);
+    assert_eq!(daemon.has_ended(support::SOON).code(), Some(0));
+
+    let mut daemon = Setup::built_in().through(&["nohup"]).prepare();
+    daemon.start_again();
+    daemon.signal(Signal::HUP);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.has_ended(support::SOON).code(), Some(0));
+    assert!(!daemon.log().contains("SIGHUP"), "{}", daemon.log());
+}
+
+#[test]
 fn an_operator_plans_applies_and_takes_back_and_a_base_that_moved_is_refused() {
     let daemon = setup();
     let base = text_of(&daemon);

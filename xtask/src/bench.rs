@@ -20,15 +20,18 @@ mod error;
 mod files;
 mod floor;
 mod footprint;
+mod handover;
 mod http;
 mod load;
 mod machine;
 mod memory;
+mod proxies;
 mod recovery;
 mod relay;
 mod report;
 mod sleepers;
 mod statistics;
+mod traffic;
 mod wake;
 
 use std::cell::Cell;
@@ -64,6 +67,11 @@ const BENCHES: &[Bench] = &[
         run: recovery::run,
     },
     Bench { name: "files", question: "inputs and checkpoints, against rclone", run: files::run },
+    Bench {
+        name: "handover",
+        question: "reloads and hand-overs under traffic, beside HAProxy and nginx",
+        run: handover::run,
+    },
     Bench {
         name: "bridge",
         question: "memory of a bridge, sizes of programs",

@@ -16,8 +16,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::spawn_blocking;
+
 use super::{OnRestart, Reload, Terms, Wanted, log};
 use crate::config;
+use crate::in_force::Current;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Editors and scripts write in pieces; a second look after this must see the same.
@@ -64,21 +67,27 @@ async fn heed(reload: &Reload) -> bool {
 async fn settled(reload: &Reload) -> Seen {
     let look = || {
         let current = reload.parts.in_force.now();
-        let path = current.loaded.path.clone().or_else(|| config::path_of(None));
-        let config = look(&path?)?;
-        let templates = current.loaded.templates.iter().filter_map(|path| look(path));
-        Some(std::iter::once(config).chain(templates).collect())
+        // A file system that hangs holds up nobody else.
+        let looked = spawn_blocking(move || look_at_all(&current));
+        async { looked.await.ok().flatten() }
     };
-    let mut seen: Seen = look();
+    let mut seen = look().await;
     while is_fresh(&seen) {
         tokio::time::sleep(STILL_FOR).await;
-        let again = look();
+        let again = look().await;
         if again == seen {
             break;
         }
         seen = again;
     }
     seen
+}
+
+fn look_at_all(current: &Current) -> Seen {
+    let path = current.loaded.path.clone().or_else(|| config::path_of(None));
+    let config = look(&path?)?;
+    let templates = current.loaded.templates.iter().filter_map(|path| look(path));
+    Some(std::iter::once(config).chain(templates).collect())
 }
 
 fn look(path: &Path) -> Option<Look> {

@@ -33,7 +33,8 @@ const NAMED_MAX: usize = 5;
 
 /// What asks the process to end, or to read its config again.
 pub(super) struct Signals {
-    hung_up: Signal,
+    /// `None`: whoever started this process wants it to survive its terminal.
+    hung_up: Option<Signal>,
     terminated: Signal,
     interrupted: Signal,
 }
@@ -44,7 +45,10 @@ impl Signals {
             signal(kind).map_err(|source| RunError::System { what: "to listen to signals", source })
         };
         Ok(Self {
-            hung_up: on(SignalKind::hangup())?,
+            hung_up: match is_ignored(ToEnd::HUP) {
+                true => None,
+                false => Some(on(SignalKind::hangup())?),
+            },
             terminated: on(SignalKind::terminate())?,
             interrupted: on(SignalKind::interrupt())?,
         })
@@ -56,8 +60,14 @@ impl Signals {
     }
 
     pub(super) async fn next(&mut self) -> Sign {
+        let hung_up = async {
+            match &mut self.hung_up {
+                Some(signal) => drop(signal.recv().await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = self.hung_up.recv() => Sign::ReadConfig,
+            () = hung_up => Sign::HungUp,
             _ = self.terminated.recv() => Sign::End,
             _ = self.interrupted.recv() => Sign::End,
         }
@@ -75,7 +85,16 @@ impl Signals {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sign {
     End,
-    ReadConfig,
+    /// Of a service: to read its config again. Of a command in a terminal: that is gone.
+    HungUp,
+}
+
+/// Since before this process was executed, as by nohup.
+fn is_ignored(signal: ToEnd) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal.as_raw() - 1) & 1 == 1
 }
 
 /// To the process that serves now.

@@ -80,8 +80,10 @@ impl Serving {
         loop {
             tokio::select! {
                 sign = signals.next() => match sign {
-                    Sign::ReadConfig => self.node.api.reload.hang_up().await,
-                    Sign::End => {
+                    Sign::HungUp if manner == Manner::Serve => {
+                        self.node.api.reload.hang_up().await;
+                    }
+                    Sign::HungUp | Sign::End => {
                         let ended = self.end(manner, signals).await?;
                         return Ok((Outcome::Ended(ended), listener));
                     }

@@ -185,6 +185,11 @@ impl Daemon {
         Connection::open(self.address, &self.token)
     }
 
+    /// With its config, `dormouse.toml`.
+    pub(super) fn folder(&self) -> &Path {
+        &self.setup.folder
+    }
+
     pub(super) fn data(&self) -> PathBuf {
         self.setup.folder.join("data")
     }
@@ -351,7 +356,7 @@ pub(super) fn signal(process: u32, signal: Signal) -> Result<(), BenchError> {
 }
 
 /// A port of loopback that nobody has at the moment.
-fn free_address() -> Result<SocketAddr, BenchError> {
+pub(super) fn free_address() -> Result<SocketAddr, BenchError> {
     let listener = TcpListener::bind("127.0.0.1:0").map_err(BenchError::http("listen"))?;
     listener.local_addr().map_err(BenchError::http("listen"))
 }
