@@ -106,10 +106,11 @@ impl Kind {
                 "worker_processes 2;\npid {0}/pid;\nerror_log {0}/error.log;\n\
                  events {{ worker_connections 1024; }}\nhttp {{\n  access_log off;\n  \
                  client_body_temp_path {0}/body;\n  proxy_temp_path {0}/proxy;\n  \
-                 fastcgi_temp_path {0}/fastcgi;\n  uwsgi_temp_path {0}/uwsgi;\n  \
+                 fastcgi_temp_path {0}/fastcgi;\n  \
+                 uwsgi_temp_path {0}/uwsgi;\n  \
                  scgi_temp_path {0}/scgi;\n  server {{\n    listen {listen};\n    \
-                 location / {{\n      proxy_pass http://{backend};\n      proxy_http_version 1.1;\n      \
-                 proxy_buffering off;\n    }}\n  }}\n}}\n",
+                 location / {{\n      proxy_pass http://{backend};\n      \
+                 proxy_http_version 1.1;\n      proxy_buffering off;\n    }}\n  }}\n}}\n",
                 folder.display()
             ),
         }
