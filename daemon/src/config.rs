@@ -200,6 +200,16 @@ pub(crate) fn read_and_parse(path: Option<&Path>) -> Result<Parsed, ConfigError>
     parse_whole(&read_text(path)?, path.unwrap_or(Path::new(BUILT_IN)))
 }
 
+/// Whether it can be read more than once, and without waiting for anybody.
+pub(crate) fn check_plain(path: Option<&Path>) -> Result<(), ConfigError> {
+    let Some(path) = path else { return Ok(()) };
+    let wrap = |source| ConfigError::Read { path: path.to_owned(), source };
+    match std::fs::metadata(path).map_err(wrap)?.is_file() {
+        true => Ok(()),
+        false => Err(wrap(std::io::Error::other("it is no plain file"))),
+    }
+}
+
 /// What stands in the file; `None`: the built-in text.
 pub(crate) fn read_text(path: Option<&Path>) -> Result<String, ConfigError> {
     match path {

@@ -190,6 +190,8 @@ impl Reload {
                 let read = move || {
                     // A file that was not there at the start may be there now.
                     let path = path.or_else(|| config::path_of(None));
+                    // A pipe has been read once, and would be waited for until its end.
+                    config::check_plain(path.as_deref())?;
                     config::load(path.as_deref())
                 };
                 Ok(spawn_blocking(read).await.map_err(|_| AskError::Ended)??)

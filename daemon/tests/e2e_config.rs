@@ -153,6 +153,12 @@ fn half_a_file_a_wrong_one_and_none_change_nothing() {
 
     fs::write(&file, "").unwrap();
     says(&daemon, "is empty");
+    // Whoever reads from it waits for a writer.
+    fs::remove_file(&file).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&file).status().unwrap();
+    assert!(made.success());
+    assert_eq!(post(&daemon, "apply", &json!({})).error(422), "config_wrong");
+    assert_eq!(in_force(&daemon)["file"], "wrong");
     fs::remove_file(&file).unwrap();
     says(&daemon, "the config file is gone");
     assert_eq!(daemon.client().ask("scripted/a", "count"), "turn 2 of life 1");

@@ -43,6 +43,9 @@ pub(crate) const SETTLE_SPAN: Duration = Duration::from_secs(1);
 /// process: OpenClaw takes up to ten seconds for that.
 const OPENS_AGAIN_WITHIN: Duration = Duration::from_secs(20);
 
+/// How long one that answers again may say that it is not ready.
+const SETTLES_WITHIN: Duration = Duration::from_secs(3);
+
 #[derive(Debug)]
 pub(crate) enum HttpSaid {
     Ready,
@@ -101,7 +104,7 @@ impl Openai {
     /// Asks until the agent answers well. Stopped by `stop_talking`.
     pub(crate) fn await_readiness(&mut self) {
         let (say, said) = mpsc::channel(SAID_WAITING_MAX);
-        let work = await_readiness(self.target.clone(), self.ready_path.clone(), say, true);
+        let work = await_readiness(self.target.clone(), self.ready_path.clone(), say);
         self.task = Some(Task { handle: tokio::spawn(work).abort_handle(), said });
     }
 
@@ -148,13 +151,24 @@ fn request_body(model: &str, session: &SessionId, text: &str) -> Vec<u8> {
     serde_json::to_vec(&body).expect("texts are always JSON")
 }
 
-/// `is_first`: whoever waits for the agent's start is told that it is ready.
-async fn await_readiness(
-    target: Target,
-    path: String,
-    say: mpsc::Sender<HttpSaid>,
-    is_first: bool,
-) {
+/// Until it answers again. One that is at work may be slow to call itself ready: then it is asked.
+async fn await_opening(target: &Target, path: &str, say: &mpsc::Sender<HttpSaid>) {
+    let words = "its port is closed: the turn waits until it is open again";
+    // Nobody listens any more only when the turn was given up.
+    let _heard = say.send(HttpSaid::Note(words.to_string())).await;
+    let mut open_since: Option<Instant> = None;
+    loop {
+        match target.get(path).await {
+            Ok(response) if response.status().is_success() => return,
+            Ok(_) if open_since.is_some_and(|since| since.elapsed() >= SETTLES_WITHIN) => return,
+            Ok(_) => open_since = open_since.or(Some(Instant::now())),
+            Err(_) => open_since = None,
+        }
+        tokio::time::sleep(PROBE_PAUSE_MAX).await;
+    }
+}
+
+async fn await_readiness(target: Target, path: String, say: mpsc::Sender<HttpSaid>) {
     let mut pause = PROBE_PAUSE_MIN;
     let mut last_reason = String::new();
     let mut notes_left = PROBE_NOTES_MAX;
@@ -162,10 +176,8 @@ async fn await_readiness(
         let probe = tokio::time::timeout(PROBE_WITHIN, probe(&target, &path));
         let reason = match probe.await {
             Ok(Ok(())) => {
-                if is_first {
-                    // Nobody listens any more only when the answer is not wanted.
-                    let _heard = say.send(HttpSaid::Ready).await;
-                }
+                // Nobody listens any more only when the answer is not wanted.
+                let _heard = say.send(HttpSaid::Ready).await;
                 return;
             }
             Ok(Err(reason)) => reason,
@@ -220,7 +232,7 @@ async fn run_turn(target: Target, ready_path: String, body: Vec<u8>, say: mpsc::
     let answered = match target.post_json(&path, body.clone()).await {
         // Nothing listens, so nothing of the turn can have been done: it may restart itself.
         Err(HttpError::Connect(_)) => {
-            let opens = await_readiness(target.clone(), ready_path, say.clone(), false);
+            let opens = await_opening(&target, &ready_path, &say);
             // Closed for longer, the next attempt finds out.
             let _is_late = tokio::time::timeout(OPENS_AGAIN_WITHIN, opens).await;
             target.post_json(&path, body).await

@@ -230,7 +230,7 @@ def respond(self, body):
     until("the agent listens no more", || stage.workspace_file("closed")).await;
     let turn = line.turn(2, "x").await;
     until("the bridge to find it closed", || {
-        stage.log().contains("not ready: GET /healthz").then_some(())
+        stage.log().contains("its port is closed").then_some(())
     })
     .await;
     std::fs::write(stage.workspace().join("open"), "").unwrap();

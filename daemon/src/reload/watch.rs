@@ -91,7 +91,7 @@ fn look_at_all(current: &Current) -> Seen {
 }
 
 fn look(path: &Path) -> Option<Look> {
-    let there = std::fs::metadata(path).ok()?;
+    let there = std::fs::metadata(path).ok().filter(|there| there.is_file())?;
     let changed_at_ns = i128::from(there.ctime()) * 1_000_000_000 + i128::from(there.ctime_nsec());
     Some((path.to_owned(), there.dev(), there.ino(), there.size(), changed_at_ns))
 }
